@@ -1,0 +1,100 @@
+"""Writing files so that a crash, a kill or a full disk leaves the old one whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from opqn.errors import OpqnError
+
+
+@contextmanager
+def _explain(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else (error.strerror or str(error))
+        raise OpqnError(
+            f"cannot write {target}: {reason}. What stood there before is unchanged; make room or choose another "
+            "place, then run the command again"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` durable, where the system can open folders."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write ``data`` and wait until the disk has it. Raises what the system raises."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Replace the file at ``path`` by ``data``, whole or not at all.
+
+    Raises:
+        OpqnError: the disk is full or the place cannot be written; the old file is unchanged.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _explain(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write_synced(aside, data)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a new empty folder that takes the place of ``path`` once the block ends without an error.
+
+    The old folder is moved aside and then deleted. A kill between the two moves leaves it beside ``path`` under the name
+    that :func:`recover_folder` looks for.
+
+    Raises:
+        OpqnError: the disk is full or the place cannot be written; the old folder is unchanged.
+    """
+    with _explain(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        try:
+            aside.chmod(0o755)
+            yield aside
+            _sync_folder(aside)
+            old = _old_name(path)
+            if old.exists():
+                shutil.rmtree(old)
+            if path.exists():
+                path.rename(old)
+            aside.rename(path)
+            _sync_folder(path.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def recover_folder(path: Path) -> None:
+    """Put the old folder back if a kill fell between the two moves of :func:`atomic_folder`."""
+    old = _old_name(path)
+    if not path.exists() and old.exists():
+        old.rename(path)
+
+
+def _old_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")

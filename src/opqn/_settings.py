@@ -1,0 +1,51 @@
+"""The base of every settings class: strict keys, and errors that a person can act on."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from opqn.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """Frozen settings; an unknown key or a value out of range raises ConfigError and names the nearest known key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            problems = [
+                _explain(type(self), problem["loc"], problem["type"], problem["msg"]) for problem in error.errors()
+            ]
+            raise ConfigError("; ".join(problems)) from error
+
+
+def _explain(settings: type[BaseModel], where: Iterable[int | str], kind: str, message: str) -> str:
+    path = [str(part) for part in where]
+    name = ".".join(path)
+    if kind == "extra_forbidden":
+        return f"unknown setting {name!r}; {nearest(path[-1], _fields_at(settings, path[:-1]))}"
+    message = message.removeprefix("Value error, ")
+    return f"{name}: {message}" if name else message
+
+
+def _fields_at(settings: type[BaseModel], path: Iterable[str]) -> list[str]:
+    for part in path:
+        inner = settings.model_fields[part].annotation
+        if not isinstance(inner, type) or not issubclass(inner, BaseModel):
+            return []
+        settings = inner
+    return list(settings.model_fields)
+
+
+def nearest(name: str, known: Iterable[str], what: Literal["settings", "presets", "keys"] = "settings") -> str:
+    """Say which known name is nearest to ``name``, or list them all when none is near."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known {what}: {', '.join(known)}"

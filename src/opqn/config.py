@@ -1,0 +1,143 @@
+"""Settings of a training: TOML files, presets and ``--set a.b=c``, all checked before any work starts."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from opqn._settings import Settings, nearest
+from opqn.data.augment import Augmentation
+from opqn.errors import ConfigError
+from opqn.model import ModelConfig
+
+
+class LossSettings(Settings):
+    """The loss of :class:`opqn.losses.OPQNLoss`, and how its parts come in."""
+
+    scale: float = Field(default=20.0, gt=0, description="factor on the cosine logits")
+    margin: float = Field(default=0.5, ge=0, lt=2, description="taken off the true class's cosine")
+    mu: float = Field(default=0.1, ge=0, description="weight of the entropy of the assignments")
+    margin_ramp_epochs: float = Field(default=0.0, ge=0, description="epochs over which the margin grows from 0")
+    mu_ramp_epochs: float = Field(default=0.0, ge=0, description="epochs over which mu grows from 0")
+
+
+class TrainSettings(Settings):
+    """The optimiser, its schedule, validation and the machine."""
+
+    epochs: int = Field(default=200, ge=1)
+    batch_size: int = Field(default=256, ge=2, description="images of one optimiser step, over all processes")
+    accumulation: int = Field(default=1, ge=1, description="parts that a step's images are worked through in")
+    learning_rate: float = Field(default=0.1, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    schedule: Literal["step", "cosine"] = Field(default="step", description="step is the paper's")
+    step_epochs: int = Field(default=35, ge=1, description="epochs between two drops of the step schedule")
+    step_factor: float = Field(default=0.5, gt=0, le=1, description="what a drop multiplies the rate by")
+    warmup_epochs: float = Field(default=0.0, ge=0, description="epochs of linear growth from 0 to learning_rate")
+    clip_norm: float = Field(default=0.0, ge=0, description="largest norm of the gradient; 0 does not clip")
+    validation: Literal["unseen", "seen", "none"] = Field(
+        default="unseen", description="what leaves the training set for validation: people, or images of every person"
+    )
+    validation_share: float = Field(default=0.1, gt=0, lt=1)
+    validation_every: int = Field(default=1, ge=1, description="epochs between two validations")
+    fit_query_temperature: bool = Field(
+        default=True, description="choose model.query_temperature on the validation split when training ends"
+    )
+    seed: int = Field(default=0, ge=0)
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    workers: int = Field(default=2, ge=0, description="processes that decode images too many to keep in memory")
+    cache_mb: int = Field(default=2048, ge=0, description="memory for decoded images")
+    checkpoint_minutes: float = Field(default=5.0, gt=0, description="also at the end of every epoch")
+    tensorboard: bool = False
+
+
+class TrainingSettings(Settings):
+    """All settings of a training."""
+
+    model: ModelConfig = ModelConfig()
+    loss: LossSettings = LossSettings()
+    train: TrainSettings = TrainSettings()
+    augment: Augmentation = Augmentation()
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with opqn, sorted."""
+    return sorted(entry.name.removesuffix(".toml") for entry in _presets().iterdir() if entry.name.endswith(".toml"))
+
+
+def load_settings(
+    preset: str | None = None,
+    file: str | Path | None = None,
+    num_bits: int | None = None,
+    overrides: Sequence[str] = (),
+) -> TrainingSettings:
+    """Put settings together: preset, then file, then the code length, then overrides; the later wins.
+
+    Args:
+        preset: a name of :func:`preset_names`.
+        file: a TOML file with tables ``model``, ``loss``, ``train``, ``augment``.
+        num_bits: a length that the preset's (or the file's) table ``lengths`` lists; without it ``default_bits`` holds.
+        overrides: ``a.b=c``, the value written as in TOML; a bare word is a string.
+
+    Raises:
+        ConfigError: an unknown preset, key or length, a value out of range, or a file that is no TOML.
+    """
+    values: dict[str, Any] = {}
+    if preset is not None:
+        if preset not in preset_names():
+            raise ConfigError(f"unknown preset {preset!r}; {nearest(preset, preset_names(), 'presets')}")
+        values = tomllib.loads((_presets() / f"{preset}.toml").read_text(encoding="utf-8"))
+    if file is not None:
+        values = _merge(values, _read_toml(Path(file)))
+    lengths = values.pop("lengths", {})
+    bits = num_bits if num_bits is not None else values.pop("default_bits", None)
+    values.pop("default_bits", None)
+    if bits is not None:
+        if str(bits) not in lengths:
+            raise ConfigError(f"no setting for {bits} bits here; lengths: {', '.join(lengths) or 'none'}")
+        values = _merge(values, {"model": lengths[str(bits)]})
+    for override in overrides:
+        values = _merge(values, _parse_override(override))
+    return TrainingSettings(**values)
+
+
+def _presets() -> Any:
+    return resources.files("opqn") / "presets"
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the settings file {path}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+
+
+def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(old)
+    for key, value in new.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise ConfigError(f"--set {text!r} is not of the form a.b=c")
+    parsed: Any
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    for part in reversed(name.strip().split(".")):
+        parsed = {part: parsed}
+    result: dict[str, Any] = parsed
+    return result

@@ -1,0 +1,189 @@
+"""Training loss: a margin softmax per subspace on original and quantized features, and the entropy of the assignment.
+
+Zhang, Zhe, Yan 2023, section 3.3; the margin is CosFace's (Wang et al. 2018). Per subspace m and sample n of class y, with
+prototypes W_m and features L2-normalised::
+
+    original logits  = scale * (cos(x_m, W_m) - margin at y)
+    quantized logits = scale * (cos(s_m, W_m) - margin at y)
+    classification   = 1/2 * (mean over n, m of CE(original) + mean over n, m of CE(quantized))
+    entropy          = mean over n, m of -sum_k p log p
+    total            = classification + mu * entropy
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from opqn.errors import ConfigError
+from opqn.quantizer import QuantizerOutput
+
+# Logits that exist at any one time, in numbers: 4 MiB stay in cache and far below the whole (N, M, classes).
+LOGITS_AT_ONCE = 1 << 20
+LEAST_ROWS = 64  # of a matrix product; with fewer, reading the prototypes costs more than multiplying by them
+NORM_FLOOR = 1e-12  # as torch.nn.functional.normalize
+
+
+class LossParts(NamedTuple):
+    """The loss of a batch and what it is made of; all scalars."""
+
+    total: Tensor
+    original: Tensor
+    quantized: Tensor
+    entropy: Tensor
+
+
+class _MarginCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of ``scale * (cos - margin at the label)`` over two branches, book by book.
+
+    The gradient is worked out in the forward pass, chunk by chunk, while the logits are at hand. So the two
+    (N, M, classes) tensors of logits, by far the largest of the training head, never exist as a whole.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        soft: Tensor,
+        prototypes: Tensor,
+        labels: Tensor,
+        scale: float,
+        margin: float,
+        wants_gradient: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mean loss and the (2, M, N) losses of two (N, M, d), (M, classes, d) prototypes and (N,) labels."""
+        rows, num_books, _ = features.shape
+        num_classes = prototypes.shape[1]
+        targets = labels.repeat(2).unsqueeze(1)  # (2N, 1)
+        losses = features.new_empty(num_books, 2 * rows)
+        if wants_gradient:
+            grads = [torch.empty_like(tensor) for tensor in (features, soft, prototypes)]
+        chunk = min(2 * rows, max(LEAST_ROWS, LOGITS_AT_ONCE // num_classes))
+        buffer = features.new_empty(chunk, num_classes)
+        for m in range(num_books):
+            # The scale is put on the (2N, d) vectors, where it costs less than on the logits.
+            vectors = torch.cat([features[:, m], soft[:, m]])  # (2N, d)
+            shrink = scale / vectors.norm(dim=1, keepdim=True).clamp_min_(NORM_FLOOR)  # (2N, 1)
+            vectors *= shrink
+            norms = prototypes[m].norm(dim=1, keepdim=True).clamp_min_(NORM_FLOOR)  # (classes, 1)
+            weights = prototypes[m] / norms  # (classes, d)
+            if wants_gradient:
+                vector_grad = torch.empty_like(vectors)
+                weight_grad = grads[2][m].zero_()
+            for start in range(0, 2 * rows, chunk):
+                part = slice(start, start + chunk)
+                target = targets[part]
+                logits = torch.mm(vectors[part], weights.T, out=buffer[: len(target)])  # (chunk, classes)
+                true_logits = logits.gather(1, target).sub_(scale * margin)
+                logits.scatter_(1, target, true_logits)
+                peak = logits.amax(dim=1, keepdim=True)
+                total = logits.sub_(peak).exp_().sum(dim=1, keepdim=True)
+                losses[m, part] = (total.log() + peak - true_logits).squeeze(1)
+                if wants_gradient:
+                    # d loss / d logits = softmax - one-hot; its denominator goes to the narrower side of each product.
+                    logits.scatter_add_(1, target, -total)
+                    torch.mm(logits, weights, out=vector_grad[part]).div_(total)
+                    weight_grad.addmm_(logits.T, vectors[part] / total)
+            if wants_gradient:
+                mean = 1 / (2 * num_books * rows)
+                # Through the normalisation u = v / |v|: dv = (du - u <u, du>) / |v|; ``vectors`` are scale * u.
+                along = torch.linalg.vecdot(vectors, vector_grad).unsqueeze(1) / scale**2
+                vector_grad.addcmul_(vectors, along, value=-1).mul_(shrink * mean)
+                grads[0][:, m], grads[1][:, m] = vector_grad.split(rows)
+                along = torch.linalg.vecdot(weights, weight_grad).unsqueeze(1)
+                weight_grad.addcmul_(weights, along, value=-1).mul_(mean / norms)
+        if wants_gradient:
+            ctx.save_for_backward(*grads)
+        losses = losses.view(num_books, 2, rows).transpose(0, 1)
+        ctx.mark_non_differentiable(losses)
+        return losses.mean(), losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the saved gradients."""
+        grads = ctx.saved_tensors
+        # A plain ``total.backward()`` brings grad = 1, and the largest gradient is then handed on without a copy. Off the
+        # CPU, asking would stall the queue and cost more than the copy.
+        if not (grad.is_cpu and grad.item() == 1):
+            grads = [tensor * grad for tensor in grads]
+        return *grads, None, None, None, None
+
+
+class OPQNLoss(nn.Module):
+    """The paper's loss; it owns the class prototypes W, which are no part of a saved model.
+
+    Args:
+        num_classes: people in the training set, at least 2.
+        num_books: M.
+        book_dim: d.
+        scale: of the cosine logits; the authors use 20 for 32-px sets and 40 for VGGFace2.
+        margin: subtracted from the true class's cosine; the authors' code says 0.5.
+        mu: weight of the entropy term; the authors' code says 0.1.
+
+    Raises:
+        ConfigError: fewer than two classes, a scale that is not positive, a negative margin or mu.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_books: int,
+        book_dim: int,
+        scale: float = 20.0,
+        margin: float = 0.5,
+        mu: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ConfigError(f"training needs at least 2 people, not {num_classes}")
+        if not scale > 0 or margin < 0 or mu < 0:
+            raise ConfigError(f"scale ({scale}) must be positive, margin ({margin}) and mu ({mu}) not negative")
+        self.scale = scale
+        self.margin = margin
+        self.mu = mu
+        self.prototypes = nn.Parameter(torch.empty(num_books, num_classes, book_dim))  # (M, classes, d)
+        nn.init.xavier_uniform_(self.prototypes)  # as the authors: over the whole tensor
+
+    def logits(self, vectors: Tensor, labels: Tensor) -> Tensor:
+        """Return the (N, M, classes) margin logits of (N, M, d) vectors with (N,) labels.
+
+        The formula in the open, for inspection and tests; training never makes this tensor.
+        """
+        cosines = torch.matmul(
+            functional.normalize(vectors, dim=2).transpose(0, 1),
+            functional.normalize(self.prototypes, dim=2).transpose(1, 2),
+        ).transpose(0, 1)
+        is_true = functional.one_hot(labels, cosines.shape[2]).unsqueeze(1)
+        return self.scale * (cosines - self.margin * is_true)
+
+    def forward(self, output: QuantizerOutput, labels: Tensor) -> LossParts:
+        """Return the loss of a batch.
+
+        Args:
+            output: what :class:`opqn.quantizer.OrthonormalQuantizer` made of the batch, N rows.
+            labels: (N,) int64 in 0..classes-1.
+
+        Raises:
+            ConfigError: labels of another length, type or range.
+        """
+        rows = len(output.features)
+        if labels.shape != (rows,) or labels.dtype != torch.int64:
+            raise ConfigError(f"labels must be ({rows},) int64, not {tuple(labels.shape)} {labels.dtype}")
+        with torch.autocast(labels.device.type, enabled=False):
+            both = torch.cat([output.features.float(), output.soft.float()]).transpose(0, 1)  # (M, 2N, d)
+            classification, losses = _MarginCrossEntropy.apply(
+                both, self.prototypes, labels.repeat(2), self.scale, self.margin, torch.is_grad_enabled()
+            )
+            entropy = assignment_entropy(output.probs)
+        return LossParts(classification + self.mu * entropy, losses[:, :rows].mean(), losses[:, rows:].mean(), entropy)
+
+
+def assignment_entropy(probs: Tensor) -> Tensor:
+    """Mean entropy, in nats, of the soft assignments (..., K)."""
+    # The derivative of -p log p at an underflowed p = 0 is infinite; the floor makes it zero there.
+    return torch.special.entr(probs.clamp_min(torch.finfo(probs.dtype).tiny)).sum(dim=-1).mean()

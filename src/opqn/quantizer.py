@@ -1,0 +1,118 @@
+"""The head: feature vectors in, soft assignments, soft-quantized features, codes and lookup tables out.
+
+Zhang, Zhe, Yan 2023, section 3.2. A feature vector is split into M sub-vectors x_m; p_m = softmax(x_m P_m) assigns each
+softly to K codewords, s_m = C_m p_m is its soft-quantized form, and argmax p_m its code.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from opqn.codebooks import CodebookKind, orthonormal_codebooks
+from opqn.errors import ConfigError
+
+# The authors' initial projection: Xavier-uniform over the (M, d, K) tensor, three times as wide (read off the
+# extremes of the weights in their published runs).
+PROJECTION_GAIN = 3.0
+
+
+class QuantizerOutput(NamedTuple):
+    """What the head makes of a batch in training."""
+
+    features: Tensor
+    """(N, M, d) the sub-vectors x_m, not normalised."""
+    probs: Tensor
+    """(N, M, K) soft assignments p_m; each row sums to one."""
+    soft: Tensor
+    """(N, M, d) soft-quantized sub-vectors s_m = C_m p_m."""
+
+
+class OrthonormalQuantizer(nn.Module):
+    """Product quantizer with fixed orthonormal codewords and a trained projection onto them.
+
+    Args:
+        num_books: M.
+        book_dim: d.
+        num_words: K, a power of two, at most d and at most 256.
+        codebooks: kind of codebook, see :func:`opqn.orthonormal_codebooks`. Only ``learned`` ones are trained.
+        query_temperature: T in ``softmax(T * normalise(x_m) P_m)``, the query's table; 1 is the paper's.
+        seed: for the kinds of codebook that are drawn at random.
+
+    Raises:
+        ConfigError: a shape that the method cannot have, or a temperature that is not positive.
+    """
+
+    codebooks: Tensor
+
+    def __init__(
+        self,
+        num_books: int,
+        book_dim: int,
+        num_words: int,
+        codebooks: CodebookKind = "dct",
+        query_temperature: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not query_temperature > 0:
+            raise ConfigError(f"query_temperature is {query_temperature}; it must be positive")
+        books = torch.from_numpy(orthonormal_codebooks(num_books, book_dim, num_words, codebooks, seed))
+        self.learned = codebooks == "learned"
+        if self.learned:
+            self.codebooks = nn.Parameter(books)
+        else:
+            self.register_buffer("codebooks", books)  # (M, d, K)
+        self.projection = nn.Parameter(torch.empty(num_books, book_dim, num_words))  # (M, d, K)
+        nn.init.xavier_uniform_(self.projection, gain=PROJECTION_GAIN)
+        self.query_temperature = query_temperature
+
+    def split(self, features: Tensor) -> Tensor:
+        """Cut (N, M*d) features into (N, M, d) sub-vectors.
+
+        Raises:
+            ConfigError: the features have another length.
+        """
+        num_books, book_dim, _ = self.projection.shape
+        if features.ndim != 2 or features.shape[1] != num_books * book_dim:
+            raise ConfigError(f"features have shape {tuple(features.shape)}; expected (N, {num_books * book_dim})")
+        return features.unflatten(1, (num_books, book_dim))
+
+    def logits(self, subvectors: Tensor) -> Tensor:
+        """Project (N, M, d) sub-vectors onto the codewords: (N, M, K) logits x_m P_m."""
+        return torch.matmul(subvectors.transpose(0, 1), self.projection).transpose(0, 1)
+
+    def forward(self, features: Tensor) -> QuantizerOutput:
+        """Assign (N, M*d) features softly to codewords.
+
+        The softmax sees the raw sub-vectors, as in the authors' training. Runs in float32 also under autocast: it is a
+        small part of the work, and rounding would move codes.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            subvectors = self.split(features.float())  # (N, M, d)
+            probs = self.logits(subvectors).softmax(dim=2)  # (N, M, K)
+            soft = torch.matmul(probs.transpose(0, 1), self.codebooks.transpose(1, 2)).transpose(0, 1)  # (N, M, d)
+        return QuantizerOutput(subvectors, probs, soft)
+
+    @torch.no_grad()
+    def encode(self, features: Tensor) -> Tensor:
+        """Return the (N, M) uint8 codes of (N, M*d) features: argmax over K; of equal words the first wins."""
+        return self.logits(self.split(features.float())).argmax(dim=2).to(torch.uint8)
+
+    @torch.no_grad()
+    def lookup_tables(self, features: Tensor, query_temperature: float | None = None) -> Tensor:
+        """Return the (Q, M, K) float32 lookup tables of (Q, M*d) query features.
+
+        The table entry is ``<s_m(query), c_{m,k}>``. With orthonormal codewords that is p_{m,k} itself, of the
+        L2-normalised sub-vector (method of the paper's retrieval stage); learned codewords need their Gram matrix.
+        """
+        temperature = self.query_temperature if query_temperature is None else query_temperature
+        logits = self.logits(functional.normalize(self.split(features.float()), dim=2))
+        tables = (temperature * logits).softmax(dim=2)
+        if self.learned:
+            gram = torch.matmul(self.codebooks.transpose(1, 2), self.codebooks)  # (M, K, K)
+            tables = torch.matmul(tables.transpose(0, 1), gram).transpose(0, 1)
+        return tables.contiguous()

@@ -1,0 +1,19 @@
+"""Pictures and pages that show what a search or a training did: contact sheets, charts, one HTML file."""
+
+from __future__ import annotations
+
+from opqn.report.page import Page, percent
+from opqn.report.plots import codeword_use, precision_recall_png, precision_recall_svg, training_curve
+from opqn.report.sheets import Hit, SheetRow, contact_sheet
+
+__all__ = [
+    "Hit",
+    "Page",
+    "SheetRow",
+    "codeword_use",
+    "contact_sheet",
+    "percent",
+    "precision_recall_png",
+    "precision_recall_svg",
+    "training_curve",
+]

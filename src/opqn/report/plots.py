@@ -1,0 +1,265 @@
+"""Charts as bytes, for pages and pull requests. The same numbers give the same bytes.
+
+Every SVG is self-contained: letters are drawn as paths, and title and description name what the chart shows. Colours
+are those of Okabe and Ito, which colour-blind readers tell apart, and lines differ in style as well.
+
+matplotlib's settings are swapped while a chart is drawn and put back afterwards, so draw from one thread at a time.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from opqn.errors import ConfigError, OpqnError
+from opqn.report._text import one_line
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLORS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_STYLES: Final = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.6, 1.2, 1.6)))
+MAX_CURVES: Final = len(_COLORS) * len(_STYLES)  # 28: no two curves look the same
+_SETTINGS: Final[dict[str, Any]] = {
+    "font.size": 10.5,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#59606a",
+    "axes.labelcolor": "#1f2328",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e3e6ea",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#59606a",
+    "ytick.color": "#59606a",
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "legend.handlelength": 2.8,
+    "text.parse_math": False,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "opqn",
+}
+_ROUNDING: Final = 1e-6  # by which a mean of float32 fractions may leave 0..1
+_PNG_DPI: Final = 160
+_MAX_LABEL: Final = 40  # characters of a label before it is cut
+_LOSS_PARTS: Final = (("loss", "total"), ("original", "original"), ("quantized", "quantized"), ("entropy", "entropy"))
+
+
+def precision_recall_svg(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str = "Precision against recall"
+) -> bytes:
+    """Draw precision over recall, one line a method.
+
+    Args:
+        curves: name to (recall, precision), two arrays of equal length in 0..1; the legend keeps this order.
+        title: the line above the chart.
+
+    Returns:
+        An SVG document.
+
+    Raises:
+        ConfigError: no curve, more than 28, or arrays that are not such a pair.
+        OpqnError: matplotlib is not installed.
+    """
+    return _precision_recall(curves, title, "svg")
+
+
+def precision_recall_png(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str = "Precision against recall"
+) -> bytes:
+    """Draw the chart of :func:`precision_recall_svg` as PNG, 1024 pixels wide."""
+    return _precision_recall(curves, title, "png")
+
+
+def training_curve(history: Sequence[Mapping[str, float | None]], title: str = "Training") -> bytes:
+    """Draw a training: loss parts, validation mAP and learning rate over the epochs.
+
+    Args:
+        history: one mapping an epoch with ``epoch``, ``loss``, ``original``, ``quantized``, ``entropy`` and
+            ``learning_rate``; ``validation_map`` (0..1) may be None or missing, and without any its panel is left out.
+            Other keys are ignored.
+        title: the line above the chart.
+
+    Returns:
+        An SVG document.
+
+    Raises:
+        ConfigError: the history is empty or a key is missing.
+        OpqnError: matplotlib is not installed.
+    """
+    if not history:
+        raise ConfigError("the history is empty; train for at least one epoch before drawing it")
+    epochs = _column(history, "epoch")
+    losses = {label: _column(history, key) for key, label in _LOSS_PARTS}
+    rates = _column(history, "learning_rate")
+    validation = np.array([np.nan if (value := row.get("validation_map")) is None else value for row in history], float)
+    measured = np.isfinite(validation)
+    heights = [2.6, 1.9, 0.9] if measured.any() else [2.6, 0.9]
+    with _settings():
+        figure = _figure(sum(heights) + 0.9)
+        panels: list[Axes] = list(
+            figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+        )
+        for number, (label, values) in enumerate(losses.items()):
+            panels[0].plot(
+                epochs, values, color=_COLORS[number], linestyle=_STYLES[number], label=label, **_dots(epochs)
+            )
+        panels[0].set_title(_drawable(title), pad=30)
+        panels[0].set_ylabel("loss")
+        panels[0].legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.3, borderpad=0, ncols=4)
+        if measured.any():
+            panels[1].plot(epochs[measured], 100 * validation[measured], color=_COLORS[0], marker="o", markersize=3.5)
+            panels[1].set_ylabel("validation\nmAP (%)")
+        panels[-1].plot(epochs, rates, color="#59606a", drawstyle="steps-post", **_dots(epochs))
+        panels[-1].set_ylabel("learning\nrate")
+        panels[-1].set_ylim(bottom=0)
+        panels[-1].set_xlabel("epoch")
+        panels[-1].locator_params(axis="x", integer=True)
+        panels[-1].locator_params(axis="y", nbins=3)
+        figure.align_ylabels()
+        shown = [*losses, "validation mAP", "learning rate"] if measured.any() else [*losses, "learning rate"]
+        return _save(figure, title, f"Over {len(history)} epochs: {', '.join(shown)}", "svg")
+
+
+def codeword_use(used_words: Sequence[int], num_words: int, title: str = "Codewords in use") -> bytes:
+    """Draw how many words of each codebook at least one item uses.
+
+    Args:
+        used_words: a count for each of the M books, 0..K.
+        num_words: K.
+        title: the line above the chart.
+
+    Returns:
+        An SVG document.
+
+    Raises:
+        ConfigError: no book, no word, or a count outside 0..K.
+        OpqnError: matplotlib is not installed.
+    """
+    if not len(used_words) or num_words < 1:
+        raise ConfigError(
+            f"codeword use needs a count for each codebook and at least one word; {len(used_words)} counts and num_words "
+            f"{num_words} were given"
+        )
+    for book, used in enumerate(used_words):
+        if not 0 <= used <= num_words:
+            raise ConfigError(
+                f"book {book} is said to use {used} words; a count must lie in 0..{num_words} (num_words)"
+            )
+    books = list(range(len(used_words)))
+    with _settings():
+        figure = _figure(3.1)
+        axes = figure.subplots()
+        whole = axes.bar(books, [num_words] * len(books), width=0.66, color="#dfe5ec")
+        axes.bar(books, used_words, width=0.66, color=_COLORS[0])
+        if len(books) <= 16:
+            axes.bar_label(whole, [str(used) for used in used_words], padding=2, color="#1f2328")
+        axes.set_title(_drawable(title))
+        axes.set_xlabel("codebook")
+        axes.set_ylabel(f"words used of {num_words}")
+        axes.set_ylim(0, num_words * 1.12)
+        axes.set_yticks(range(0, num_words + 1, max(1, num_words // 4)))
+        axes.grid(visible=False)
+        axes.locator_params(axis="x", integer=True)
+        counts = ", ".join(f"book {book}: {used}" for book, used in enumerate(used_words))
+        return _save(figure, title, f"Words used of {num_words}. {counts}", "svg")
+
+
+def _precision_recall(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str, file_format: str) -> bytes:
+    if not 1 <= len(curves) <= MAX_CURVES:
+        raise ConfigError(f"{len(curves)} curves were given; a readable chart has 1 to {MAX_CURVES}")
+    checked = {name: _curve(name, recall, precision) for name, (recall, precision) in curves.items()}
+    with _settings():
+        labels = [_drawable(name) for name in checked]
+        columns = 2 if max(map(len, labels)) <= 26 else 1
+        figure = _figure(4.2 + 0.2 * -(-len(labels) // columns))
+        axes = figure.subplots()
+        lines = [
+            axes.plot(
+                recall,
+                precision,
+                color=_COLORS[number % len(_COLORS)],
+                linestyle=_STYLES[(number % len(_COLORS) + number // len(_COLORS)) % len(_STYLES)],
+            )[0]
+            for number, (recall, precision) in enumerate(checked.values())
+        ]
+        axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.005), ylim=(0, 1.02))
+        axes.set_title(_drawable(title))
+        figure.legend(lines, labels, loc="outside lower center", ncols=columns)
+        return _save(figure, title, f"Curves: {', '.join(one_line(name) for name in checked)}", file_format)
+
+
+def _curve(name: str, recall: ArrayLike, precision: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    pair = np.asarray(recall, np.float64), np.asarray(precision, np.float64)
+    if pair[0].ndim != 1 or pair[0].shape != pair[1].shape or not pair[0].size:
+        raise ConfigError(
+            f"curve {name!r} has recall of shape {pair[0].shape} and precision of shape {pair[1].shape}; give two "
+            "one-dimensional arrays of the same length"
+        )
+    if not all(((values >= -_ROUNDING) & (values <= 1 + _ROUNDING)).all() for values in pair):
+        raise ConfigError(f"curve {name!r} leaves 0..1; give recall and precision as fractions, without NaN")
+    return pair
+
+
+def _column(history: Sequence[Mapping[str, float | None]], key: str) -> NDArray[np.float64]:
+    values = [row.get(key) for row in history]
+    if None in values:
+        raise ConfigError(f"entry {values.index(None)} of the history has no {key!r}; every epoch must give one")
+    return np.array(values, np.float64)
+
+
+def _dots(epochs: NDArray[np.float64]) -> dict[str, Any]:
+    """Mark single epochs where a line would be too short to see."""
+    return {"marker": "o", "markersize": 3.5} if len(epochs) < 4 else {}
+
+
+@contextmanager
+def _settings() -> Iterator[None]:
+    try:
+        from matplotlib import style  # noqa: PLC0415
+    except ImportError as error:
+        raise OpqnError("charts need matplotlib; run: pip install 'opqn[bench]'") from error
+    # "default" first: a reader's own matplotlibrc must not change the result.
+    with style.context(["default", _SETTINGS]):
+        yield
+
+
+def _figure(height: float) -> Figure:
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    return Figure(figsize=(6.4, height), layout="constrained")
+
+
+def _drawable(text: str) -> str:
+    """Cut a label and replace letters that the font lacks, which matplotlib would warn about one by one."""
+    text = one_line(text)
+    text = text if len(text) <= _MAX_LABEL else text[: _MAX_LABEL - 1].rstrip() + "…"
+    return "".join(char if ord(char) in _glyphs() else "\N{WHITE SQUARE}" for char in text)
+
+
+@lru_cache(maxsize=1)
+def _glyphs() -> frozenset[int]:
+    from matplotlib.font_manager import findfont, get_font  # noqa: PLC0415
+
+    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
+
+
+def _save(figure: Figure, title: str, description: str, file_format: str) -> bytes:
+    buffer = io.BytesIO()
+    if file_format == "png":
+        figure.savefig(buffer, format="png", dpi=_PNG_DPI, metadata={"Software": None})
+    else:
+        facts = {"Date": None, "Creator": None, "Title": one_line(title), "Description": description}
+        figure.savefig(buffer, format="svg", metadata=facts)
+    return buffer.getvalue()
