@@ -73,7 +73,7 @@ class _MarginCrossEntropy(torch.autograd.Function):
             weights = prototypes[m] / norms  # (classes, d)
             if wants_gradient:
                 vector_grad = torch.empty_like(vectors)
-                weight_grad = grads[2][m].zero_()
+                weight_grad = grads[2][m]
             for start in range(0, 2 * rows, chunk):
                 part = slice(start, start + chunk)
                 target = targets[part]
@@ -87,7 +87,7 @@ class _MarginCrossEntropy(torch.autograd.Function):
                     # d loss / d logits = softmax - one-hot; its denominator goes to the narrower side of each product.
                     logits.scatter_add_(1, target, -total)
                     torch.mm(logits, weights, out=vector_grad[part]).div_(total)
-                    weight_grad.addmm_(logits.T, vectors[part] / total)
+                    weight_grad.addmm_(logits.T, vectors[part] / total, beta=min(start, 1))
             if wants_gradient:
                 mean = 1 / (2 * num_books * rows)
                 # Through the normalisation u = v / |v|: dv = (du - u <u, du>) / |v|; ``vectors`` are scale * u.
@@ -175,12 +175,11 @@ class OPQNLoss(nn.Module):
         if labels.shape != (rows,) or labels.dtype != torch.int64:
             raise ConfigError(f"labels must be ({rows},) int64, not {tuple(labels.shape)} {labels.dtype}")
         with torch.autocast(labels.device.type, enabled=False):
-            both = torch.cat([output.features.float(), output.soft.float()]).transpose(0, 1)  # (M, 2N, d)
             classification, losses = _MarginCrossEntropy.apply(
-                both, self.prototypes, labels.repeat(2), self.scale, self.margin, torch.is_grad_enabled()
+                output.features, output.soft, self.prototypes, labels, self.scale, self.margin, torch.is_grad_enabled()
             )
             entropy = assignment_entropy(output.probs)
-        return LossParts(classification + self.mu * entropy, losses[:, :rows].mean(), losses[:, rows:].mean(), entropy)
+        return LossParts(classification + self.mu * entropy, losses[0].mean(), losses[1].mean(), entropy)
 
 
 def assignment_entropy(probs: Tensor) -> Tensor:

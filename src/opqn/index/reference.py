@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from opqn.codebooks import MAX_WORDS, check_code_shape
 from opqn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+MAX_BOOKS: Final = 64
+MAX_WORDS: Final = 256  # a code is one byte
 MAX_ID: Final = 2**63 - 1
 # A block of scores in search() is at most this large: 64 x 65,536 float32 are 16 MiB.
 QUERY_CHUNK: Final = 64
@@ -102,7 +103,10 @@ class ReferenceIndex:
     """
 
     def __init__(self, num_books: int, num_words: int) -> None:
-        check_code_shape(num_books, num_words, num_words)
+        if not 1 <= num_books <= MAX_BOOKS:
+            raise ConfigError(f"num_books is {num_books}; it must lie in 1..{MAX_BOOKS}")
+        if not 2 <= num_words <= MAX_WORDS or num_words & (num_words - 1):
+            raise ConfigError(f"num_words is {num_words}; it must be a power of two in 2..{MAX_WORDS}")
         self.num_books = num_books
         self.num_words = num_words
         # Kept in ascending order of id: a stable sort by score then breaks ties by id.

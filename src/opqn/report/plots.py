@@ -149,8 +149,8 @@ def codeword_use(used_words: Sequence[int], num_words: int, title: str = "Codewo
     """
     if not len(used_words) or num_words < 1:
         raise ConfigError(
-            f"codeword use needs a count for each codebook and at least one word; {len(used_words)} counts and num_words "
-            f"{num_words} were given"
+            f"codeword use needs a count for each codebook and at least one word; it was given {len(used_words)} "
+            f"counts and num_words {num_words}"
         )
     for book, used in enumerate(used_words):
         if not 0 <= used <= num_words:

@@ -44,6 +44,19 @@ _STROKES: Final[dict[Truth, tuple[tuple[tuple[float, float], ...], ...]]] = {
     "unknown": (),
 }
 _SMOOTH: Final = 4  # marks are drawn this many times larger and then reduced: Pillow's lines have jagged edges
+# What Pillow's decoders raise on broken files; wrong types of argument are not among them and still surface.
+_DECODER_ERRORS: Final = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
 _MAX_LABEL: Final = 200  # characters looked at before a name is cut to the width of its tile
 
 
@@ -187,7 +200,7 @@ def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, layout: _Layout, nu
         corner = layout.corner(number, rank)
         _draw_cell(sheet, draw, layout, corner, hit.image, FRAME_COLORS[truth])
         sheet.paste(_badge(layout.font_size + 2 * layout.frame, truth), corner)
-        _draw_caption(draw, layout, corner, hit.label, f"#{rank}  {hit.score:.3f}")
+        _draw_caption(draw, layout, corner, hit.label, f"#{rank} {hit.score:.3f}")
 
 
 def _draw_cell(
@@ -276,32 +289,32 @@ def _has_glyph(char: str) -> bool:
 
 
 def _tile(source: ImageSource, layout: _Layout) -> Image.Image:
-    size = (layout.tile, layout.tile)
-    # Decoders of broken files raise all of these; whatever cannot be shown gets the same grey tile.
     try:
         if isinstance(source, Image.Image):
-            return _square(source, size)
+            return _square(source, layout.tile)
         with Image.open(source) as image:
-            return _square(image, size)
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        LookupError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ):
+            _check_size(image)
+            image.draft(None, (2 * layout.tile, 2 * layout.tile))  # a JPEG is decoded no larger than needed
+            return _square(image, layout.tile)
+    except _DECODER_ERRORS:
         return _unreadable(layout)
 
 
-def _square(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    if image.width * image.height > MAX_SOURCE_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels are too many to show")
+def _check_size(image: Image.Image) -> None:
+    if not 0 < image.width * image.height <= MAX_SOURCE_PIXELS:
+        raise ValueError(f"a picture of {image.width} x {image.height} pixels cannot be shown")
+
+
+def _square(image: Image.Image, side: int) -> Image.Image:
+    _check_size(image)
     upright = ImageOps.exif_transpose(image).convert("RGBA")
-    flat = Image.alpha_composite(Image.new("RGBA", upright.size, (*_PAPER, 255)), upright).convert("RGB")
-    return ImageOps.pad(flat, size, Image.Resampling.LANCZOS, color=_PAPER)
+    scale = side / max(upright.size)
+    # At least one pixel: ImageOps.pad would make nothing of a very thin picture.
+    size = max(1, round(upright.width * scale)), max(1, round(upright.height * scale))
+    small = upright.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    square = Image.new("RGB", (side, side), _PAPER)
+    square.paste(small, ((side - size[0]) // 2, (side - size[1]) // 2), small)
+    return square
 
 
 def _unreadable(layout: _Layout) -> Image.Image:

@@ -1,0 +1,1 @@
+"""Images, folders of people, splits, augmentation, and the files that codes are kept in."""
