@@ -64,7 +64,9 @@ def load_checkpoint(
         stored = state["settings"]
         version = int(state["format_version"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptFileError(f"{folder / STATE_FILE} is no checkpoint: {error!r}; start again without --resume") from error
+        raise CorruptFileError(
+            f"{folder / STATE_FILE} is no checkpoint: {error!r}; start again without --resume"
+        ) from error
     if version > FORMAT_VERSION:
         raise CorruptFileError(f"{folder} has format version {version}; this opqn reads up to {FORMAT_VERSION}")
     differing = list(_differences(stored, settings))

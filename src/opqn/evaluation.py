@@ -1,8 +1,8 @@
 """How good a ranking is: mAP, precision@k, curves. Arrays in, a report out; no torch.
 
 For each query the whole gallery is ranked by score, highest first, equal scores by position, lowest first. The score is
-the float32 sum of table entries that :func:`opqn.index.score` defines. Metrics as in Zhang, Zhe, Yan 2023, section 4: mean average
-precision over the full ranking, precision at k, precision-recall curve.
+the float32 sum of table entries that :func:`opqn.index.score` defines. The metrics are those of Zhang, Zhe, Yan 2023,
+section 4 (mean average precision over the full ranking, precision at k, precision-recall curve), and recall and CMC.
 """
 
 from __future__ import annotations
@@ -18,13 +18,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opqn.errors import ConfigError, DataError
-from opqn.index.ranks import Placing, Wanted, group_codes, place_by_codes, place_by_scores, ranges, single_items
+from opqn.index.ranks import (
+    Placing,
+    Wanted,
+    group_codes,
+    max_queries,
+    place_by_codes,
+    place_by_scores,
+    ranges,
+    single_items,
+)
 from opqn.index.reference import check_codes, check_tables
 
 Labels = NDArray[np.integer[Any]] | NDArray[np.str_]
 NUM_RECALL_LEVELS: Final = 101
-# Scores of a block of queries, over all threads; a block is at most MAX_BLOCK_QUERIES, which is where speed levels off.
-SCORE_BYTES: Final = 128 << 20
+# Room for the scores of blocks of queries, one block a thread. Speed levels off at 64 queries.
+SCORE_BYTES: Final = 256 << 20
 MAX_BLOCK_QUERIES: Final = 64
 CHUNK_ROWS: Final = 1024
 
@@ -34,7 +43,7 @@ class EvaluationReport:
     """What :func:`evaluate` and :func:`evaluate_features` found; means are over queries that have a match."""
 
     mean_average_precision: float
-    """Mean over queries of (1/R) sum over matches j of j / rank_j, over the full ranking; R is the number of matches."""
+    """Mean over queries of (1/R) sum of j / rank_j, over all R matches of the query in the full ranking."""
     precision_at: dict[int, float]
     """k -> mean share of matches among the first k; divided by k also where the gallery or R is smaller."""
     recall_at: dict[int, float]
@@ -52,7 +61,7 @@ class EvaluationReport:
     num_gallery: int
     """N."""
     tie_share: float
-    """Share of all (query, match) pairs in which some other item of the query's gallery has exactly the match's score."""
+    """Share of all pairs of a query and a match in which another item, match or not, has exactly the match's score."""
     average_precision: NDArray[np.float64] = field(repr=False)
     """(Q,) of each query; NaN where it has no match."""
     codeword_use: NDArray[np.float64] | None = field(default=None, repr=False)
@@ -130,8 +139,8 @@ def evaluate_features(
 ) -> EvaluationReport:
     """Do the same for the cosine similarity of features: what the network could reach without quantization.
 
-    Cosines are float32 products of normalised vectors; their last bit depends on the machine's matrix product. A zero vector
-    has cosine 0 with everything.
+    Cosines are float32 products of normalised vectors; their last bit depends on the machine's matrix product. A zero
+    vector has cosine 0 with everything.
 
     Args:
         gallery_features: (N, D) float32, finite; need not be normalised.
@@ -169,11 +178,11 @@ def quantization_error(probs: NDArray[np.floating[Any]]) -> float:
         probs: (N, M, K) floating, soft assignments p.
 
     Returns:
-        Mean over n, m of ``||p - onehot(argmax p)||^2``. As codewords are orthonormal this is ``||s_m - c_code||^2``, the squared distance
-        of the soft-quantized feature from its codeword.
+        Mean over n, m of ``||p - onehot(argmax p)||^2``. As codewords are orthonormal, that is ``||s_m - c_code||^2``:
+        the squared distance of the soft-quantized feature from its codeword.
 
     Raises:
-        ConfigError: not a non-empty (N, M, K) floating array.
+        ConfigError: not a non-empty (N, M, K) array of finite floats.
     """
     if not isinstance(probs, np.ndarray) or probs.dtype.kind != "f" or probs.ndim != 3 or not probs.size:
         raise ConfigError("probs must be a non-empty (N, M, K) array of floats")
@@ -183,7 +192,10 @@ def quantization_error(probs: NDArray[np.floating[Any]]) -> float:
         code = residual.argmax(axis=2)[..., None]  # (chunk, M, 1)
         np.put_along_axis(residual, code, np.take_along_axis(residual, code, axis=2) - 1.0, axis=2)
         total += float(np.square(residual).sum())
-    return total / (probs.shape[0] * probs.shape[1])
+    if not np.isfinite(total):
+        raise ConfigError("probs holds NaN or infinity; softmax probabilities are finite")
+    num_items, num_books = probs.shape[:2]
+    return total / float(num_items * num_books)
 
 
 class _Task(NamedTuple):
@@ -195,7 +207,7 @@ class _Task(NamedTuple):
     query_labels: NDArray[np.intp]  # (Q,)
     by_label: NDArray[np.intp]  # (N,) gallery positions, label by label, ascending in each
     label_starts: NDArray[np.intp]  # (labels + 1,) into by_label
-    exclude: NDArray[np.int64]  # (Q,)
+    excluded: NDArray[np.intp]  # (Q,) gallery position to leave out, or -1
     k: tuple[int, ...]
     threads: int
 
@@ -210,27 +222,24 @@ class _Task(NamedTuple):
         exclude: NDArray[np.integer[Any]] | None,
         threads: int,
     ) -> _Task:
-        if any(rank < 1 for rank in k):
-            raise ConfigError(f"k is {tuple(k)}; each rank must be at least 1")
+        if any(not isinstance(rank, int | np.integer) or rank < 1 for rank in k):
+            raise ConfigError(f"k is {tuple(k)}; each must be a whole number, at least 1")
         if threads < 0:
             raise ConfigError(f"threads is {threads}; give a number of threads, or 0 for one for each CPU")
         gallery_numbers, query_numbers, num_labels = _number_labels(gallery_labels, query_labels)
-        for name, labels, items in (
-            ("gallery", gallery_numbers, gallery),
-            ("query", query_numbers, queries),
-        ):
+        for name, labels, items in (("gallery", gallery_numbers, gallery), ("query", query_numbers, queries)):
             if len(labels) != len(items):
                 raise ConfigError(f"there are {len(labels)} {name} labels for {len(items)} items; pass one for each")
-        exclude = np.full(len(queries), -1) if exclude is None else np.asarray(exclude)  # (Q,)
-        if exclude.shape != (len(queries),) or exclude.dtype.kind not in "iu":
+        excluded = np.full(len(queries), -1) if exclude is None else np.asarray(exclude)  # (Q,)
+        if excluded.shape != (len(queries),) or excluded.dtype.kind not in "iu":
             raise ConfigError(f"exclude must be ({len(queries)},) integers, one gallery position or -1 for each query")
-        if exclude.size and not -1 <= int(exclude.min()) <= int(exclude.max()) < len(gallery):
+        if excluded.size and not -1 <= int(excluded.min()) <= int(excluded.max()) < len(gallery):
             raise ConfigError(f"exclude must hold positions below {len(gallery)}, the size of the gallery, or -1")
-        exclude = exclude.astype(np.int64)
+        excluded = excluded.astype(np.intp)
         in_gallery = np.bincount(gallery_numbers, minlength=num_labels)  # (labels,)
         num_matches = in_gallery[query_numbers]  # (Q,)
-        leaves_out = np.flatnonzero(exclude >= 0)
-        num_matches[leaves_out] -= gallery_numbers[exclude[leaves_out]] == query_numbers[leaves_out]
+        leaves_out = np.flatnonzero(excluded >= 0)
+        num_matches[leaves_out] -= gallery_numbers[excluded[leaves_out]] == query_numbers[leaves_out]
         matched = np.flatnonzero(num_matches)
         if not matched.size:
             raise DataError(
@@ -244,20 +253,19 @@ class _Task(NamedTuple):
             query_labels=query_numbers,
             by_label=np.argsort(gallery_numbers, kind="stable"),
             label_starts=np.concatenate([[0], np.cumsum(in_gallery)]),
-            exclude=exclude,
-            k=tuple(k),
+            excluded=excluded,
+            k=tuple(int(rank) for rank in k),
             threads=threads or os.cpu_count() or 1,
         )
 
     def wanted(self, queries: NDArray[np.intp]) -> Wanted:
-        """The matches of some matched queries, without the items left out."""
+        """Name the matches of some matched queries, without the items left out."""
         labels = self.query_labels[queries]
         sizes = self.label_starts[labels + 1] - self.label_starts[labels]
         query = np.repeat(np.arange(len(queries)), sizes)
         items = self.by_label[ranges(self.label_starts[labels], sizes)]
-        excluded = self.exclude[queries]
-        keep = items != excluded[query]
-        return Wanted(items[keep], query[keep], excluded)
+        keep = items != self.excluded[queries][query]
+        return Wanted(items[keep], query[keep], self.excluded[queries])
 
 
 class _BlockFigures(NamedTuple):
@@ -282,7 +290,7 @@ def _report(
 ) -> EvaluationReport:
     """Rank block by block in threads, NumPy releasing the lock, and average."""
     affordable = SCORE_BYTES // (4 * num_groups * task.threads)
-    block_size = max(1, min(MAX_BLOCK_QUERIES, affordable))
+    block_size = max(1, min(MAX_BLOCK_QUERIES, max_queries(task.num_gallery), affordable))
     blocks = [task.matched[start : start + block_size] for start in range(0, len(task.matched), block_size)]
     with ThreadPoolExecutor(task.threads) as pool:
         figures = list(pool.map(partial(_rank_block, task, place_block), blocks))
@@ -321,8 +329,8 @@ def _rank_block(task: _Task, place_block: PlaceBlock, queries: NDArray[np.intp])
     found = np.arange(1, len(placing.ranks) + 1) - np.repeat(starts, num_matches)  # (matches,) matches up to each rank
     precision = found / placing.ranks  # (matches,)
     hits = [np.add.reduceat(placing.ranks <= rank, starts, dtype=np.int64) for rank in task.k]
-    # The recall level i/100 is reached at match ceil(i R / 100), and level 0 before the first. Of the matches between one
-    # level and the next reduceat takes the best; the best at or beyond a level is the running maximum from the end.
+    # Recall i/100 is reached at match ceil(i R / 100), recall 0 before the first. Of the matches from one level up to
+    # the next reduceat takes the best; the best at or beyond a level is then the running maximum from the end.
     level = np.arange(NUM_RECALL_LEVELS)
     reached = np.maximum(-(-level * num_matches[:, None] // (NUM_RECALL_LEVELS - 1)), 1) - 1  # (queries, 101)
     best = np.maximum.reduceat(precision, (starts[:, None] + reached).ravel()).reshape(reached.shape)
@@ -342,15 +350,11 @@ def _number_labels(gallery_labels: Labels, query_labels: Labels) -> tuple[NDArra
     for name, labels in (("gallery_labels", gallery), ("query_labels", queries)):
         if labels.ndim != 1 or (labels.dtype.kind not in "iuU" and labels.size):
             raise ConfigError(f"{name} must be a one-dimensional array of integers or strings, not {labels.dtype}")
-    # An empty side has no kind of its own; int64 beside uint64 would become float64, which rounds large labels.
-    sides = [labels for labels in (gallery, queries) if labels.size]
-    if (
-        sides
-        and np.result_type(*(side.dtype for side in sides)).kind not in "iuU"
-        or len({side.dtype.kind == "U" for side in sides}) > 1
-    ):
+    # An empty side has no type to compare. int64 beside uint64 would become float64, which rounds large labels.
+    sides = [labels for labels in (gallery, queries) if labels.size] or [np.empty(0, dtype=np.int64)]
+    if len({side.dtype.kind == "U" for side in sides}) > 1 or np.result_type(*sides).kind == "f":
         raise ConfigError(f"gallery labels are {gallery.dtype}, query labels {queries.dtype}; give both the same type")
-    distinct, numbers = np.unique(np.concatenate(sides) if sides else gallery, return_inverse=True)
+    distinct, numbers = np.unique(np.concatenate(sides), return_inverse=True)
     return numbers[: len(gallery)], numbers[len(gallery) :], len(distinct)
 
 
@@ -365,8 +369,12 @@ def _normalised(features: NDArray[np.float32], name: str) -> NDArray[np.float32]
     """Divide (N, D) float32 features by their lengths."""
     if not isinstance(features, np.ndarray) or features.dtype != np.float32 or features.ndim != 2:
         raise ConfigError(f"{name} must be an (N, D) float32 array")
-    # Squared in float64, where no float32 overflows; the sum is finite where all features are.
-    lengths = np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float64))[:, None]  # (N, 1)
-    if not np.isfinite(lengths).all():
-        raise ConfigError(f"{name} holds NaN or infinity at row {np.isfinite(lengths).argmin()}; leave such rows out")
-    return (features / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
+    normalised = np.empty_like(features)
+    for start in range(0, len(features), CHUNK_ROWS):
+        rows = features[start : start + CHUNK_ROWS].astype(np.float64)  # (chunk, D) no square of a float32 overflows
+        lengths = np.sqrt(np.square(rows).sum(axis=1, keepdims=True))  # (chunk, 1)
+        if not np.isfinite(lengths).all():
+            row = start + int(np.isfinite(lengths).argmin())
+            raise ConfigError(f"{name} holds NaN or infinity in row {row}; leave such rows out")
+        normalised[start : start + CHUNK_ROWS] = rows / np.where(lengths > 0, lengths, 1.0)
+    return normalised

@@ -59,45 +59,43 @@ class _MarginCrossEntropy(torch.autograd.Function):
         rows, num_books, _ = features.shape
         num_classes = prototypes.shape[1]
         targets = labels.repeat(2).unsqueeze(1)  # (2N, 1)
-        losses = features.new_empty(num_books, 2 * rows)
-        if wants_gradient:
-            grads = [torch.empty_like(tensor) for tensor in (features, soft, prototypes)]
+        # The scale is put on the vectors, where it costs less than on the logits.
+        vectors = torch.cat([features, soft]).transpose(0, 1).contiguous()  # (M, 2N, d)
+        shrink = scale / vectors.norm(dim=2, keepdim=True).clamp_min_(NORM_FLOOR)  # (M, 2N, 1)
+        vectors *= shrink
+        norms = prototypes.norm(dim=2, keepdim=True).clamp_min_(NORM_FLOOR)  # (M, classes, 1)
+        weights = torch.empty_like(prototypes[0])  # (classes, d), normalised, of one book at a time
         chunk = min(2 * rows, max(LEAST_ROWS, LOGITS_AT_ONCE // num_classes))
         buffer = features.new_empty(chunk, num_classes)
+        losses = features.new_empty(num_books, 2 * rows, 1)
+        if wants_gradient:
+            vector_grad = torch.empty_like(vectors)
+            prototype_grad = torch.empty_like(prototypes)
+            product = torch.empty_like(weights)
+            mean_grad = 1 / (2 * num_books * rows)
         for m in range(num_books):
-            # The scale is put on the (2N, d) vectors, where it costs less than on the logits.
-            vectors = torch.cat([features[:, m], soft[:, m]])  # (2N, d)
-            shrink = scale / vectors.norm(dim=1, keepdim=True).clamp_min_(NORM_FLOOR)  # (2N, 1)
-            vectors *= shrink
-            norms = prototypes[m].norm(dim=1, keepdim=True).clamp_min_(NORM_FLOOR)  # (classes, 1)
-            weights = prototypes[m] / norms  # (classes, d)
-            if wants_gradient:
-                vector_grad = torch.empty_like(vectors)
-                weight_grad = grads[2][m]
+            torch.div(prototypes[m], norms[m], out=weights)
             for start in range(0, 2 * rows, chunk):
                 part = slice(start, start + chunk)
                 target = targets[part]
-                logits = torch.mm(vectors[part], weights.T, out=buffer[: len(target)])  # (chunk, classes)
+                logits = torch.mm(vectors[m, part], weights.T, out=buffer[: len(target)])  # (chunk, classes)
                 true_logits = logits.gather(1, target).sub_(scale * margin)
                 logits.scatter_(1, target, true_logits)
-                peak = logits.amax(dim=1, keepdim=True)
-                total = logits.sub_(peak).exp_().sum(dim=1, keepdim=True)
-                losses[m, part] = (total.log() + peak - true_logits).squeeze(1)
+                softmax = logits.softmax(dim=1)
+                # log-sum-exp = largest logit - log of the largest probability, which cannot underflow
+                losses[m, part] = logits.amax(dim=1, keepdim=True) - softmax.amax(dim=1, keepdim=True).log_() - true_logits
                 if wants_gradient:
-                    # d loss / d logits = softmax - one-hot; its denominator goes to the narrower side of each product.
-                    logits.scatter_add_(1, target, -total)
-                    torch.mm(logits, weights, out=vector_grad[part]).div_(total)
-                    weight_grad.addmm_(logits.T, vectors[part] / total, beta=min(start, 1))
+                    softmax.scatter_add_(1, target, softmax.new_full(target.shape, -1.0))  # d loss / d logits
+                    torch.mm(softmax, weights, out=vector_grad[m, part])
+                    prototype_grad[m].addmm_(softmax.T, vectors[m, part], beta=min(start, 1))
             if wants_gradient:
-                mean = 1 / (2 * num_books * rows)
-                # Through the normalisation u = v / |v|: dv = (du - u <u, du>) / |v|; ``vectors`` are scale * u.
-                along = torch.linalg.vecdot(vectors, vector_grad).unsqueeze(1) / scale**2
-                vector_grad.addcmul_(vectors, along, value=-1).mul_(shrink * mean)
-                grads[0][:, m], grads[1][:, m] = vector_grad.split(rows)
-                along = torch.linalg.vecdot(weights, weight_grad).unsqueeze(1)
-                weight_grad.addcmul_(weights, along, value=-1).mul_(mean / norms)
+                # Through the normalisation u = v / |v|: dv = (du - u <u, du>) / |v|
+                along = torch.mul(weights, prototype_grad[m], out=product).sum(dim=1, keepdim=True)
+                prototype_grad[m].addcmul_(weights, along, value=-1).mul_(mean_grad / norms[m])
         if wants_gradient:
-            ctx.save_for_backward(*grads)
+            along = torch.linalg.vecdot(vectors, vector_grad).unsqueeze(2) / scale**2
+            vector_grad.addcmul_(vectors, along, value=-1).mul_(shrink * mean_grad)
+            ctx.save_for_backward(vector_grad, prototype_grad)
         losses = losses.view(num_books, 2, rows).transpose(0, 1)
         ctx.mark_non_differentiable(losses)
         return losses.mean(), losses
@@ -106,12 +104,13 @@ class _MarginCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the saved gradients."""
-        grads = ctx.saved_tensors
+        vector_grad, prototype_grad = ctx.saved_tensors
         # A plain ``total.backward()`` brings grad = 1, and the largest gradient is then handed on without a copy. Off the
         # CPU, asking would stall the queue and cost more than the copy.
         if not (grad.is_cpu and grad.item() == 1):
-            grads = [tensor * grad for tensor in grads]
-        return *grads, None, None, None, None
+            vector_grad, prototype_grad = vector_grad * grad, prototype_grad * grad
+        features_grad, soft_grad = vector_grad.transpose(0, 1).chunk(2)
+        return features_grad, soft_grad, prototype_grad, None, None, None, None
 
 
 class OPQNLoss(nn.Module):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Self, cast
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from opqn._files import atomic_folder, recover_folder, write_synced
 from opqn._settings import Settings
+from opqn._version import __version__
 from opqn.backbones import build_backbone, default_image_size
 from opqn.codebooks import CodebookKind, check_code_shape
 from opqn.data.images import load_image, to_array
@@ -269,7 +269,7 @@ class OPQN(nn.Module):
         config = {
             "format": "opqn-model",
             "format_version": FORMAT_VERSION,
-            "opqn_version": version("opqn"),
+            "opqn_version": __version__,
             "fingerprint": self.fingerprint,
             "model": self.config.model_dump(),
             "training": self.training_facts,

@@ -13,8 +13,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,14 +22,16 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from opqn._files import atomic_write_bytes
 from opqn._version import __version__
 from opqn.checkpoints import has_checkpoint, load_checkpoint, save_checkpoint
 from opqn.config import TrainingSettings
 from opqn.data.augment import augment_batch, center_crop, epoch_order
-from opqn.data.dataset import FaceDataset
+from opqn.data.dataset import Batch, FaceDataset, keep_batch
+from opqn.data.images import SkippedImage
 from opqn.data.splits import Split, person_of, validation_split
 from opqn.errors import ConfigError, DataError, OpqnError
 from opqn.evaluation import evaluate, evaluate_features
@@ -37,6 +39,9 @@ from opqn.losses import OPQNLoss
 from opqn.model import OPQN
 
 STEPS_BETWEEN_CHECKS: Final = 10
+EVALUATION_BATCH: Final = 512
+# They change how fast a training runs, not what comes of it.
+FREE_SETTINGS: Final = {"device", "workers", "cache_mb", "checkpoint_minutes", "tensorboard"}
 QUERY_TEMPERATURES: Final = tuple(float(2 ** (power / 2)) for power in range(-2, 13))  # 0.5 .. 64
 
 
@@ -80,7 +85,7 @@ class TrainingResult:
     best_epoch: int
     validation_map: float | None
     history: tuple[dict[str, Any], ...]
-    skipped: tuple[tuple[str, str], ...]
+    skipped: tuple[SkippedImage, ...]
 
 
 @dataclass
@@ -188,7 +193,7 @@ class _Run:
         torch.manual_seed(settings.train.seed)
         self.model = OPQN(settings.model, self._facts(split)).to(self.accelerator.device)
         self.loss = OPQNLoss(
-            len(self.data.people),
+            len(self.data.classes),
             settings.model.num_books,
             settings.model.book_dim,
             settings.loss.scale,
@@ -219,17 +224,20 @@ class _Run:
 
     def run(self, stop: threading.Event, on_progress: Callable[[Progress], None]) -> TrainingResult:
         """Train what is left, then choose the best model and its query temperature, and save it."""
-        epochs = self.settings.train.epochs
-        if self.accelerator.is_main_process:
+        steps = self.settings.train.epochs * self.data.steps_per_epoch
+        main = self.accelerator.is_main_process
+        if main:
             atomic_write_bytes(self.out / "settings.json", self.settings.model_dump_json(indent=2).encode())
-        with _tensorboard(self.out if self._writes_tensorboard() else None) as write_scalars:
-            while self.state.step < epochs * self.data.steps_per_epoch:
+        with _tensorboard(self.out / "tensorboard", enabled=main and self.settings.train.tensorboard) as write:
+            while self.state.step < steps:
                 progress = self._run_epoch(stop, on_progress)
-                if self.accelerator.is_main_process:
+                if main:
                     progress = self._end_epoch(progress)
-                    write_scalars(progress)
+                    write(progress)
                     on_progress(progress)
                 self.accelerator.wait_for_everyone()
+                if self._agree(stop.is_set())[0] and self.state.step < steps:
+                    raise self._interrupted()
         return self._finish()
 
     def _run_epoch(self, stop: threading.Event, on_progress: Callable[[Progress], None]) -> Progress:
@@ -240,18 +248,18 @@ class _Run:
         began, session_steps, last_save = time.monotonic(), 0, time.monotonic()
         seconds_before = self.state.seconds
         self.model.train()
-        for number, (images, labels, indices) in enumerate(self._batches(epoch, first)):
+        for number, batch in enumerate(self._batches(epoch, first)):
             part = number % train.accumulation
             is_last = part == train.accumulation - 1
             self._set_schedule(self.state.step / self.data.steps_per_epoch)
             # Dropout draws from the global generator: seeding it by step makes a resumed run draw the same.
             torch.manual_seed(_mix(train.seed, self.state.step, part, self.accelerator.process_index))
             crops = augment_batch(
-                images,
+                batch.images,
                 self.settings.model.image_size,
                 seed=train.seed,
                 epoch=epoch,
-                indices=indices,
+                indices=batch.indices,
                 settings=self.settings.augment,
             )
             with ExitStack() as stack:
@@ -259,14 +267,14 @@ class _Run:
                     stack.enter_context(self.accelerator.no_sync(self.prepared_model))
                     stack.enter_context(self.accelerator.no_sync(self.prepared_loss))
                 output = self.prepared_model(self.model.normalise(crops))
-                loss = self.prepared_loss(output, labels.to(device))
+                loss = self.prepared_loss(output, batch.labels.to(device))
                 self.accelerator.backward(loss.total / train.accumulation)
             pending.append(torch.stack(loss).detach())
             used.scatter_(1, output.probs.detach().argmax(dim=2).T, value=True)
             if not is_last:
                 continue
             if train.clip_norm:
-                self.accelerator.clip_grad_norm_(self.parameters, train.clip_norm)
+                self.accelerator.clip_grad_norm_(self.optimizer.param_groups[0]["params"], train.clip_norm)
             self.prepared_optimizer.step()
             self.prepared_optimizer.zero_grad()
             self.state.step += 1
@@ -284,9 +292,299 @@ class _Run:
                 break
             on_progress(progress)
             if asked or due:
-                self._save(used)
+                self.state.used = used.int().tolist()
+                self._save()
                 last_save = time.monotonic()
             if asked:
                 raise self._interrupted()
         self.state.used = used.int().tolist()
         return progress
+
+    def _batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
+        """Yield this process's share of the epoch's batches, from ``first_step`` of the epoch on."""
+        train, data = self.settings.train, self.data
+        order = epoch_order(len(data.dataset), train.seed, epoch)
+        size = train.batch_size // (self.accelerator.num_processes * train.accumulation)
+        starts = [
+            step * train.batch_size + (part * self.accelerator.num_processes + self.accelerator.process_index) * size
+            for step in range(first_step, data.steps_per_epoch)
+            for part in range(train.accumulation)
+        ]
+        loader = DataLoader(
+            data.dataset,
+            batch_sampler=[order[start : start + size].tolist() for start in starts],
+            num_workers=0 if data.dataset.fits else train.workers,
+            collate_fn=keep_batch,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+        for batch in loader:
+            data.dataset.record(batch.skipped)
+            yield batch._replace(labels=torch.from_numpy(np.searchsorted(data.classes, batch.labels.numpy())))
+
+    def _set_schedule(self, epoch: float) -> None:
+        loss = self.settings.loss
+        self.loss.margin = loss.margin * _ramp(epoch, loss.margin_ramp_epochs)
+        self.loss.mu = loss.mu * _ramp(epoch, loss.mu_ramp_epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(epoch, self.settings)
+
+    def _add_up(self, pending: list[Tensor]) -> None:
+        """Add the losses of the last steps to the epoch's, and stop if they show that the training went astray."""
+        sums = self.accelerator.reduce(torch.stack(pending).sum(dim=0), reduction="mean").tolist()
+        count = len(pending)
+        pending.clear()
+        chance = self.loss.chance_level()
+        if not all(map(math.isfinite, sums)) or sums[1] / count > chance + 0.5 * self.loss.scale:
+            raise TrainingDivergedError(
+                f"the training went astray at step {self.state.step}: loss {sums[0] / count:.3g}, where guessing gives "
+                f"{chance:.3g}. Lower train.learning_rate, set train.warmup_epochs to 1 or more, or train.clip_norm to "
+                f"5; with train.mixed_precision fp16 try bf16. The last checkpoint is in {self.checkpoint}"
+            )
+        self.state.sums = [
+            old + new / self.settings.train.accumulation for old, new in zip(self.state.sums, sums, strict=True)
+        ]
+
+    def _agree(self, *wishes: bool) -> list[bool]:
+        """Make every process act on what any of them wants."""
+        wanted = torch.tensor(wishes, dtype=torch.float32, device=self.accelerator.device)
+        return [value > 0 for value in self.accelerator.reduce(wanted, reduction="sum").tolist()]
+
+    def _progress(self, epoch: int, used: Tensor, steps: int, seconds: float) -> Progress:
+        train = self.settings.train
+        count = self.state.step - epoch * self.data.steps_per_epoch
+        total = train.epochs * self.data.steps_per_epoch
+        means = [value / count for value in self.state.sums]
+        return Progress(
+            epoch=epoch + 1,
+            epochs=train.epochs,
+            step=self.state.step,
+            steps=total,
+            loss=means[0],
+            original=means[1],
+            quantized=means[2],
+            entropy=means[3],
+            used_words=tuple(used.sum(dim=1).tolist()),
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            images_per_second=steps * train.batch_size / max(seconds, 1e-9),
+            seconds_left=(total - self.state.step) * seconds / max(steps, 1),
+        )
+
+    def _end_epoch(self, progress: Progress) -> Progress:
+        train, state = self.settings.train, self.state
+        is_last = progress.epoch == train.epochs
+        if self.data.gallery is not None and (is_last or progress.epoch % train.validation_every == 0):
+            on_codes, on_features = self._validate()
+            progress = replace(progress, validation_map=on_codes, validation_map_features=on_features)
+        improved = progress.validation_map is not None and progress.validation_map > state.best_map
+        if improved or (self.data.gallery is None and is_last):
+            state.best_map = progress.validation_map if progress.validation_map is not None else state.best_map
+            state.best_epoch = progress.epoch
+            self.model.training_facts = {**self.model.training_facts, "best_epoch": progress.epoch}
+            self.model.save_pretrained(self.out / "best")
+        row = {key: value for key, value in asdict(progress).items() if key not in ("epochs", "steps", "seconds_left")}
+        state.history.append({**row, "seconds": round(state.seconds, 1)})
+        state.sums, state.used = [0.0] * 4, _no_words(self.model)
+        lines = "".join(json.dumps(row) + "\n" for row in state.history)
+        atomic_write_bytes(self.out / "history.jsonl", lines.encode())
+        self._save()
+        return progress
+
+    def _validate(self) -> tuple[float, float]:
+        """Return the mAP of codes and of uncompressed features on the validation split."""
+        gallery, query = self._validation_features(self.model)
+        codes, tables = self.model.encode_features(gallery), self.model.tables_of_features(query)
+        gallery_labels, query_labels = self.data.validation_labels()
+        on_codes = evaluate(codes, gallery_labels, tables, query_labels)
+        on_features = evaluate_features(gallery.numpy(), gallery_labels, query.numpy(), query_labels)
+        return on_codes.mean_average_precision, on_features.mean_average_precision
+
+    def _validation_features(self, model: OPQN) -> tuple[Tensor, Tensor]:
+        gallery, query = self.data.gallery, self.data.query
+        if gallery is None or query is None:
+            raise ConfigError("this training has no validation split")
+        return _features(model, gallery), _features(model, query)
+
+    def _save(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        scaler = self.accelerator.scaler
+        state = {
+            "settings": self.fixed,
+            "progress": asdict(self.state),
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+        save_checkpoint(self.checkpoint, self.modules, self.optimizer, state)
+
+    def _interrupted(self) -> TrainingInterruptedError:
+        return TrainingInterruptedError(
+            f"stopped at step {self.state.step}; everything up to here is in {self.checkpoint}. "
+            "The same command with --resume goes on"
+        )
+
+    def _facts(self, split: Split) -> dict[str, Any]:
+        train = self.settings.train
+        return {
+            "split": split.name,
+            "split_hash": split.hash,
+            "people": len(self.data.classes),
+            "images": len(self.data.dataset),
+            "epochs": train.epochs,
+            "seed": train.seed,
+            "opqn_version": __version__,
+            "torch_version": torch.__version__,
+        }
+
+    def _finish(self) -> TrainingResult:
+        """Take the best model, fit its query temperature on the validation split, and save it as ``model``."""
+        target = self.out / "model"
+        if self.accelerator.is_main_process:
+            model = OPQN.from_pretrained(self.out / "best", self.accelerator.device)
+            facts: dict[str, Any] = {}
+            if self.data.gallery is not None:
+                facts["validation_map"] = round(self.state.best_map, 4)
+                if self.settings.train.fit_query_temperature:
+                    gallery, query = self._validation_features(model)
+                    gallery_labels, query_labels = self.data.validation_labels()
+                    best, maps = fit_query_temperature(
+                        model.encode_features(gallery),
+                        gallery_labels,
+                        lambda temperature: model.tables_of_features(query, temperature),
+                        query_labels,
+                    )
+                    model.with_query_temperature(best)
+                    facts["validation_map_at_fitted_temperature"] = round(maps[best], 4)
+            model.training_facts = {**model.training_facts, **facts, "seconds": round(self.state.seconds)}
+            model.save_pretrained(target)
+        self.accelerator.wait_for_everyone()
+        return TrainingResult(
+            OPQN.from_pretrained(target),
+            target,
+            self.state.best_epoch,
+            self.state.best_map if self.data.gallery is not None else None,
+            tuple(self.state.history),
+            self.data.skipped(),
+        )
+
+
+@dataclass(frozen=True)
+class _Data:
+    """A training's images: those trained on, and those a model is chosen by."""
+
+    dataset: FaceDataset
+    gallery: FaceDataset | None
+    query: FaceDataset | None
+    classes: NDArray[np.int64]
+    steps_per_epoch: int
+
+    def validation_labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if self.gallery is None or self.query is None:
+            raise ConfigError("this training has no validation split")
+        return self.gallery.labels, self.query.labels
+
+    def skipped(self) -> tuple[SkippedImage, ...]:
+        sets = [part for part in (self.dataset, self.gallery, self.query) if part is not None]
+        return tuple(sorted({image for part in sets for image in part.skipped}))
+
+
+def _load_data(settings: TrainingSettings, root: Path, split: Split) -> _Data:
+    train = settings.train
+    numbers = {person: number for number, person in enumerate(sorted({person_of(path) for path in split.train}))}
+
+    def load(paths: Sequence[str]) -> FaceDataset:
+        labels = [numbers[person_of(path)] for path in paths]
+        dataset = FaceDataset(root, paths, labels, settings.model.resize, cache_bytes=train.cache_mb << 20)
+        dataset.preload()
+        return dataset
+
+    kept, gallery, query = split.train, None, None
+    if train.validation != "none":
+        parts = validation_split(split.train, protocol=train.validation, share=train.validation_share, seed=train.seed)
+        kept, gallery, query = parts.train, load(parts.gallery), load(parts.query)
+    dataset = load(kept)
+    steps = len(dataset) // train.batch_size
+    if len(dataset.classes) < 2:
+        raise DataError(f"{len(dataset.classes)} person is left to train on in {root}; training needs at least 2")
+    if not steps:
+        raise ConfigError(
+            f"train.batch_size is {train.batch_size} and there are {len(dataset)} images to train on; set "
+            f"train.batch_size to at most {len(dataset)}"
+        )
+    return _Data(dataset, gallery, query, dataset.classes, steps)
+
+
+def _features(model: OPQN, dataset: FaceDataset) -> Tensor:
+    size = model.config.image_size
+    parts = []
+    for start in range(0, len(dataset), EVALUATION_BATCH):
+        images = dataset.__getitems__(range(start, min(start + EVALUATION_BATCH, len(dataset)))).images
+        parts.append(model.features(model.normalise(center_crop(images, size))))
+    return torch.cat(parts)
+
+
+def _make_accelerator(settings: TrainingSettings) -> Accelerator:
+    device, precision = settings.train.device, settings.train.mixed_precision
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device != "auto" and not available[device]:
+        raise ConfigError(f"train.device is {device}, which this machine or this build of torch does not have")
+    use_cpu = device == "cpu" or not (available["cuda"] or available["mps"])
+    if precision == "fp16" and use_cpu:
+        raise ConfigError("train.mixed_precision fp16 needs a GPU; use bf16 or no on the CPU")
+    return Accelerator(cpu=use_cpu, mixed_precision=precision)
+
+
+def _no_words(model: OPQN) -> list[list[int]]:
+    return [[0] * model.num_words for _ in range(model.num_books)]
+
+
+def _ramp(epoch: float, epochs: float) -> float:
+    return min(1.0, epoch / epochs) if epochs else 1.0
+
+
+def _mix(*numbers: int) -> int:
+    """Hash numbers into a seed; equal on every machine."""
+    digest = hashlib.sha256(",".join(map(str, numbers)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C or SIGTERM into an event; the second acts as it always does."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_signal(number: int, _: object) -> None:
+        stop.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, on_signal)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _tensorboard(folder: Path, *, enabled: bool) -> Iterator[Callable[[Progress], None]]:
+    if not enabled:
+        yield lambda _: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (optional)
+    except ImportError as error:
+        raise ConfigError("train.tensorboard needs tensorboard: pip install 'opqn[tensorboard]'") from error
+    with SummaryWriter(str(folder)) as writer:
+
+        def write(progress: Progress) -> None:
+            for name, value in asdict(progress).items():
+                if isinstance(value, float):
+                    writer.add_scalar(name, value, progress.step)
+            for book, words in enumerate(progress.used_words):
+                writer.add_scalar(f"used_words/{book}", words, progress.step)
+            writer.flush()
+
+        yield write

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Groups scored at a time. With 64 queries that is 1 MiB: calls long enough to run in parallel, short enough for caches.
 GROUP_CHUNK: Final = 4096
-# With more groups than this to look at for each query on average, rows and histograms are faster.
+# With more groups than this to be compared for each query, histograms are faster.
 MAX_NEAR: Final = 2048
 NUM_CELLS: Final = 1 << 15
 MAX_FLOAT: Final = float(np.finfo(np.float32).max)
@@ -63,6 +63,11 @@ class Placing(NamedTuple):
     """(R,) for each rank, how many other items have exactly the same score."""
 
 
+def max_queries(num_items: int) -> int:
+    """Return how many queries may be placed at a time in a gallery of this size: all fit into keys of 64 bits."""
+    return 1 << (32 - (num_items - 1).bit_length())
+
+
 def group_codes(codes: NDArray[np.uint8]) -> Groups:
     """Put equal codes together; (N, M) uint8, N and M at least 1."""
     members = np.lexsort(codes.T[::-1])  # (N,) stable: positions ascend where codes are equal
@@ -93,7 +98,7 @@ def place_by_codes(tables: NDArray[np.float32], groups: Groups, wanted: Wanted) 
     Args:
         tables: (Q, M, K) float32, checked.
         groups: of checked codes.
-        wanted: the items asked for.
+        wanted: the items asked for, of at most :func:`max_queries` queries.
     """
     num_queries = len(tables)
     room = MAX_NEAR * num_queries
@@ -135,7 +140,7 @@ def place_by_scores(scores: NDArray[np.float32], groups: Groups, wanted: Wanted)
 
 def _score_pairs(tables: NDArray[np.float32], query: NDArray[np.intp], codes: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Score each of (R, M) codes for one query: (R,)."""
-    scores = tables[query, 0, codes[:, 0]]
+    scores: NDArray[np.float32] = tables[query, 0, codes[:, 0]]
     with np.errstate(over="ignore"):
         for m in range(1, codes.shape[1]):
             scores += tables[query, m, codes[:, m]]
@@ -210,7 +215,8 @@ def _narrow(
         # The first cell takes what lies below the finite levels, the last what lies above.
         np.clip(cells, -1, NUM_CELLS + 1, out=cells)
         cells += 1
-        return cells.astype(np.intp)
+        numbers: NDArray[np.intp] = cells.astype(np.intp)
+        return numbers
 
     cells = cells_of(scores)  # (U,)
     level_cells = cells_of(levels)  # (R,)
@@ -276,16 +282,14 @@ def _place(
 class _Keys:
     """Integers of 64 bits that sort by query, then by score, highest first, then by a number below ``limit``.
 
-    Scores take 32 bits, so there may be 2**32 / limit queries, limit rounded up to a power of two.
+    The score takes 32 bits, and query and number share the others: see :func:`max_queries`.
     """
 
     def __init__(self, limit: int) -> None:
         self._bits = np.uint64((limit - 1).bit_length())
         self._low = np.uint64((1 << int(self._bits)) - 1)
 
-    def pack(
-        self, query: NDArray[np.intp], score: NDArray[np.float32], low: NDArray[np.intp]
-    ) -> NDArray[np.uint64]:
+    def pack(self, query: NDArray[np.intp], score: NDArray[np.float32], low: NDArray[np.intp]) -> NDArray[np.uint64]:
         bits = (score + np.float32(0.0)).view(np.uint32)  # -0.0 becomes 0.0, which it equals
         sign = np.uint32(1 << 31)
         # The bits of floats ascend for positive ones and descend for negative ones; here highest has to come first.
@@ -311,4 +315,5 @@ class _Keys:
 def ranges(starts: NDArray[np.intp], sizes: NDArray[np.intp]) -> NDArray[np.intp]:
     """Count up from each start, for its size, end to end: ``[s, s + 1, ...]`` for all s."""
     ends = sizes.cumsum()
-    return np.arange(sizes.sum()) + np.repeat(starts - ends + sizes, sizes)
+    counted: NDArray[np.intp] = np.arange(sizes.sum()) + np.repeat(starts - ends + sizes, sizes)
+    return counted
