@@ -47,7 +47,7 @@ def orthonormal_codebooks(
         kind: ``dct`` is the paper's. ``hadamard`` (Sylvester's construction, ``book_dim`` a power of two) and
             ``random`` (QR of a seeded Gaussian matrix) are for ablations. ``learned`` starts as ``random`` does and is
             trained without a constraint by the quantizer (OPQN-l2q).
-        seed: for ``random``, ``learned`` and the column signs of ``hadamard``.
+        seed: for ``random``, ``learned`` and the row signs of ``hadamard``.
 
     Returns:
         (M, d, K) float32; codeword k of book m is ``[m, :, k]``.
@@ -71,7 +71,8 @@ def orthonormal_codebooks(
     if kind in ("random", "learned"):
         q, r = np.linalg.qr(rng.standard_normal((num_books, book_dim, num_words)))
         # The sign of R's diagonal makes the draw uniform over orthonormal frames (Mezzadri 2007).
-        return (q * np.sign(np.diagonal(r, axis1=1, axis2=2))[:, None, :]).astype(np.float32)
+        books_drawn: NDArray[np.float64] = q * np.sign(np.diagonal(r, axis1=1, axis2=2))[:, None, :]
+        return books_drawn.astype(np.float32)
     raise ConfigError(f"unknown codebook kind {kind!r}; choose one of {', '.join(get_args(CodebookKind))}")
 
 
@@ -91,7 +92,7 @@ def hadamard_matrix(size: int) -> NDArray[np.float64]:
     """
     if size & (size - 1):
         raise ConfigError(f"hadamard codebooks need a book_dim that is a power of two, not {size}")
-    matrix = np.ones((1, 1))
+    matrix: NDArray[np.float64] = np.full((1, 1), 1 / np.sqrt(size))
     while len(matrix) < size:
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    return matrix / np.sqrt(size)
+    return matrix

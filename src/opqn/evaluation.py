@@ -274,7 +274,7 @@ class _BlockFigures(NamedTuple):
     average_precision: NDArray[np.float64]  # (queries,)
     hits: NDArray[np.int64]  # (queries, len(k)) matches among the first k
     num_matches: NDArray[np.int64]  # (queries,)
-    precision: NDArray[np.float64]  # (101,) summed over the queries
+    curves: NDArray[np.float64]  # (queries, 101) interpolated precision at the recall levels
     num_tied: int  # matches that share their score
 
 
@@ -308,7 +308,7 @@ def _report(
         recall_at=at_k(hits / num_matches[:, None]),
         cmc=at_k(hits > 0),
         recall_levels=np.arange(NUM_RECALL_LEVELS) / (NUM_RECALL_LEVELS - 1),
-        precision=np.sum([block.precision for block in figures], axis=0) / len(task.matched),
+        precision=np.concatenate([block.curves for block in figures]).mean(axis=0),
         num_queries=task.num_queries,
         num_unmatched=task.num_queries - len(task.matched),
         num_gallery=task.num_gallery,
@@ -334,12 +334,11 @@ def _rank_block(task: _Task, place_block: PlaceBlock, queries: NDArray[np.intp])
     level = np.arange(NUM_RECALL_LEVELS)
     reached = np.maximum(-(-level * num_matches[:, None] // (NUM_RECALL_LEVELS - 1)), 1) - 1  # (queries, 101)
     best = np.maximum.reduceat(precision, (starts[:, None] + reached).ravel()).reshape(reached.shape)
-    curves = np.maximum.accumulate(best[:, ::-1], axis=1)[:, ::-1]  # (queries, 101)
     return _BlockFigures(
         average_precision=np.add.reduceat(precision, starts) / num_matches,
         hits=np.stack(hits, axis=1) if hits else np.empty((len(queries), 0), dtype=np.int64),
         num_matches=num_matches,
-        precision=curves.sum(axis=0),
+        curves=np.maximum.accumulate(best[:, ::-1], axis=1)[:, ::-1],
         num_tied=int(np.count_nonzero(placing.num_equal)),
     )
 

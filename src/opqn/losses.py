@@ -1,7 +1,7 @@
 """Training loss: a margin softmax per subspace on original and quantized features, and the entropy of the assignment.
 
-Zhang, Zhe, Yan 2023, section 3.3; the margin is CosFace's (Wang et al. 2018). Per subspace m and sample n of class y, with
-prototypes W_m and features L2-normalised::
+Zhang, Zhe, Yan 2023, section 3.3; the margin is CosFace's (Wang et al. 2018). Per subspace m and sample n of class y,
+with prototypes W_m and features L2-normalised::
 
     original logits  = scale * (cos(x_m, W_m) - margin at y)
     quantized logits = scale * (cos(s_m, W_m) - margin at y)
@@ -55,7 +55,7 @@ class _MarginCrossEntropy(torch.autograd.Function):
         margin: float,
         wants_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Return the mean loss and the (2, M, N) losses of two (N, M, d), (M, classes, d) prototypes and (N,) labels."""
+        """Return the mean loss and the (2, M, N) losses of two (N, M, d) tensors, by (M, classes, d) prototypes."""
         rows, num_books, _ = features.shape
         num_classes = prototypes.shape[1]
         targets = labels.repeat(2).unsqueeze(1)  # (2N, 1)
@@ -83,7 +83,9 @@ class _MarginCrossEntropy(torch.autograd.Function):
                 logits.scatter_(1, target, true_logits)
                 softmax = logits.softmax(dim=1)
                 # log-sum-exp = largest logit - log of the largest probability, which cannot underflow
-                losses[m, part] = logits.amax(dim=1, keepdim=True) - softmax.amax(dim=1, keepdim=True).log_() - true_logits
+                losses[m, part] = (
+                    logits.amax(dim=1, keepdim=True) - softmax.amax(dim=1, keepdim=True).log_() - true_logits
+                )
                 if wants_gradient:
                     softmax.scatter_add_(1, target, softmax.new_full(target.shape, -1.0))  # d loss / d logits
                     torch.mm(softmax, weights, out=vector_grad[m, part])
@@ -105,7 +107,7 @@ class _MarginCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the saved gradients."""
         vector_grad, prototype_grad = ctx.saved_tensors
-        # A plain ``total.backward()`` brings grad = 1, and the largest gradient is then handed on without a copy. Off the
+        # A plain ``total.backward()`` brings grad = 1; the largest gradient is then handed on without a copy. Off the
         # CPU, asking would stall the queue and cost more than the copy.
         if not (grad.is_cpu and grad.item() == 1):
             vector_grad, prototype_grad = vector_grad * grad, prototype_grad * grad
@@ -163,25 +165,39 @@ class OPQNLoss(nn.Module):
     def forward(self, output: QuantizerOutput, labels: Tensor) -> LossParts:
         """Return the loss of a batch.
 
+        Computed in the dtype of the prototypes, also under autocast: half-precision features are raised to float32.
+
         Args:
             output: what :class:`opqn.quantizer.OrthonormalQuantizer` made of the batch, N rows.
-            labels: (N,) int64 in 0..classes-1.
+            labels: (N,) int64 in 0..classes-1. The range is checked on the CPU only; a GPU has its own assertion for
+                it, and asking would stall every step.
 
         Raises:
-            ConfigError: labels of another length, type or range.
+            ConfigError: an empty batch, features of another shape than the prototypes, or labels of another length,
+                type or range.
         """
         rows = len(output.features)
+        num_books, num_classes, book_dim = self.prototypes.shape
+        if rows == 0 or output.features.shape[1:] != (num_books, book_dim):
+            shape = tuple(output.features.shape)
+            raise ConfigError(f"features have shape {shape}; this loss needs (N, {num_books}, {book_dim}) with N > 0")
         if labels.shape != (rows,) or labels.dtype != torch.int64:
             raise ConfigError(f"labels must be ({rows},) int64, not {tuple(labels.shape)} {labels.dtype}")
-        with torch.autocast(labels.device.type, enabled=False):
-            classification, losses = _MarginCrossEntropy.apply(
-                output.features, output.soft, self.prototypes, labels, self.scale, self.margin, torch.is_grad_enabled()
+        if labels.is_cpu and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+            raise ConfigError(
+                f"labels span {int(labels.min())}..{int(labels.max())}; this loss has the classes 0..{num_classes - 1}"
             )
-            entropy = assignment_entropy(output.probs)
+        features, probs, soft = (tensor.to(self.prototypes.dtype) for tensor in output)
+        with torch.autocast(labels.device.type, enabled=False):
+            classification, losses = _MarginCrossEntropy.apply(  # type: ignore[no-untyped-call]
+                features, soft, self.prototypes, labels, self.scale, self.margin, torch.is_grad_enabled()
+            )
+            entropy = assignment_entropy(probs)
         return LossParts(classification + self.mu * entropy, losses[0].mean(), losses[1].mean(), entropy)
 
 
 def assignment_entropy(probs: Tensor) -> Tensor:
     """Mean entropy, in nats, of the soft assignments (..., K)."""
     # The derivative of -p log p at an underflowed p = 0 is infinite; the floor makes it zero there.
-    return torch.special.entr(probs.clamp_min(torch.finfo(probs.dtype).tiny)).sum(dim=-1).mean()
+    entropies: Tensor = torch.special.entr(probs.clamp_min(torch.finfo(probs.dtype).tiny)).sum(dim=-1)
+    return entropies.mean()

@@ -224,6 +224,11 @@ class OPQN(nn.Module):
         tables = self.quantizer.lookup_tables(features.to(self.device), query_temperature)
         return cast("NDArray[np.float32]", tables.cpu().numpy())
 
+    @torch.no_grad()
+    def assignments(self, features: Tensor) -> NDArray[np.float32]:
+        """Return the (N, M, K) float32 soft assignments of (N, M*d) feature vectors, as training sees them."""
+        return cast("NDArray[np.float32]", self.quantizer(features.to(self.device)).probs.cpu().numpy())
+
     def with_query_temperature(self, query_temperature: float) -> Self:
         """Set the temperature of the queries' tables; it is part of the configuration and the fingerprint."""
         self.config = self.config.model_copy(update={"query_temperature": query_temperature})
@@ -237,7 +242,7 @@ class OPQN(nn.Module):
             size = self.config.image_size
             if images.shape[1:] != (3, size, size):
                 raise DataError(f"a float batch must be (N, 3, {size}, {size}), not {tuple(images.shape)}")
-            yield from (part.to(self.device) for part in images.split(batch_size))
+            yield from (images[start : start + batch_size].to(self.device) for start in range(0, len(images), batch_size))
             return
         if isinstance(images, Tensor):
             if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:

@@ -79,7 +79,7 @@ class OrthonormalQuantizer(nn.Module):
         num_books, book_dim, _ = self.projection.shape
         if features.ndim != 2 or features.shape[1] != num_books * book_dim:
             raise ConfigError(f"features have shape {tuple(features.shape)}; expected (N, {num_books * book_dim})")
-        return features.unflatten(1, (num_books, book_dim))
+        return features.reshape(features.shape[0], num_books, book_dim)
 
     def logits(self, subvectors: Tensor) -> Tensor:
         """Project (N, M, d) sub-vectors onto the codewords: (N, M, K) logits x_m P_m."""
@@ -88,11 +88,11 @@ class OrthonormalQuantizer(nn.Module):
     def forward(self, features: Tensor) -> QuantizerOutput:
         """Assign (N, M*d) features softly to codewords.
 
-        The softmax sees the raw sub-vectors, as in the authors' training. Runs in float32 also under autocast: it is a
-        small part of the work, and rounding would move codes.
+        The softmax sees the raw sub-vectors, as in the authors' training. Runs in the dtype of the projection, float32,
+        also under autocast: it is a small part of the work, and rounding would move codes.
         """
         with torch.autocast(features.device.type, enabled=False):
-            subvectors = self.split(features.float())  # (N, M, d)
+            subvectors = self.split(features.to(self.projection.dtype))  # (N, M, d)
             probs = self.logits(subvectors).softmax(dim=2)  # (N, M, K)
             soft = torch.matmul(probs.transpose(0, 1), self.codebooks.transpose(1, 2)).transpose(0, 1)  # (N, M, d)
         return QuantizerOutput(subvectors, probs, soft)
@@ -100,7 +100,7 @@ class OrthonormalQuantizer(nn.Module):
     @torch.no_grad()
     def encode(self, features: Tensor) -> Tensor:
         """Return the (N, M) uint8 codes of (N, M*d) features: argmax over K; of equal words the first wins."""
-        return self.logits(self.split(features.float())).argmax(dim=2).to(torch.uint8)
+        return self.logits(self.split(features.to(self.projection.dtype))).argmax(dim=2).to(torch.uint8)
 
     @torch.no_grad()
     def lookup_tables(self, features: Tensor, query_temperature: float | None = None) -> Tensor:
@@ -110,9 +110,9 @@ class OrthonormalQuantizer(nn.Module):
         L2-normalised sub-vector (method of the paper's retrieval stage); learned codewords need their Gram matrix.
         """
         temperature = self.query_temperature if query_temperature is None else query_temperature
-        logits = self.logits(functional.normalize(self.split(features.float()), dim=2))
+        logits = self.logits(functional.normalize(self.split(features.to(self.projection.dtype)), dim=2))
         tables = (temperature * logits).softmax(dim=2)
         if self.learned:
             gram = torch.matmul(self.codebooks.transpose(1, 2), self.codebooks)  # (M, K, K)
             tables = torch.matmul(tables.transpose(0, 1), gram).transpose(0, 1)
-        return tables.contiguous()
+        return tables.float().contiguous()

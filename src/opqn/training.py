@@ -202,7 +202,7 @@ class _Run:
         ).to(self.accelerator.device)
         if self.accelerator.device.type != "mps":
             # Convolutions run faster in it; mps has no fast path for it.
-            self.model.backbone.to(memory_format=torch.channels_last)
+            self.model.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         modules = {"model": self.model, "loss": self.loss}
         self.optimizer = torch.optim.SGD(
             [parameter for module in modules.values() for parameter in module.parameters()],
@@ -333,7 +333,7 @@ class _Run:
         sums = self.accelerator.reduce(torch.stack(pending).sum(dim=0), reduction="mean").tolist()
         count = len(pending)
         pending.clear()
-        chance = self.loss.chance_level()
+        chance = _chance_level(self.loss)
         if not all(map(math.isfinite, sums)) or sums[1] / count > chance + 0.5 * self.loss.scale:
             raise TrainingDivergedError(
                 f"the training went astray at step {self.state.step}: loss {sums[0] / count:.3g}, where guessing gives "
@@ -530,6 +530,12 @@ def _make_accelerator(settings: TrainingSettings) -> Accelerator:
     if precision == "fp16" and use_cpu:
         raise ConfigError("train.mixed_precision fp16 needs a GPU; use bf16 or no on the CPU")
     return Accelerator(cpu=use_cpu, mixed_precision=precision)
+
+
+def _chance_level(loss: OPQNLoss) -> float:
+    """Cross-entropy of a network that sees no likeness at all: every cosine zero."""
+    rivals = loss.prototypes.shape[1] - 1
+    return loss.scale * loss.margin + math.log(math.exp(-loss.scale * loss.margin) + rivals)
 
 
 def _no_words(model: OPQN) -> list[list[int]]:

@@ -25,6 +25,7 @@ from opqn.quantizer import OrthonormalQuantizer
 Side = Literal["ours", "loop"]
 SIDES: Final[tuple[Side, Side]] = ("ours", "loop")
 TOLERANCE: Final = 1e-4  # largest error of loss and gradients, relative to the largest entry of each
+MEMORY_PROCESSES: Final = 3  # odd, so that the median is one of them
 MEBIBYTE: Final = 1 << 20
 
 
@@ -51,11 +52,12 @@ class HeadInputs(NamedTuple):
 
 def make_inputs(shape: HeadShape, seed: int = 0) -> HeadInputs:
     """Draw weights, features and labels."""
-    torch.manual_seed(seed)
-    quantizer = OrthonormalQuantizer(shape.num_books, shape.book_dim, shape.num_words)
-    loss = OPQNLoss(shape.num_classes, shape.num_books, shape.book_dim)
-    features = torch.randn(shape.batch, shape.num_books * shape.book_dim).requires_grad_()
-    labels = torch.randint(shape.num_classes, (shape.batch,))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        quantizer = OrthonormalQuantizer(shape.num_books, shape.book_dim, shape.num_words)
+        loss = OPQNLoss(shape.num_classes, shape.num_books, shape.book_dim)
+        features = torch.randn(shape.batch, shape.num_books * shape.book_dim).requires_grad_()
+        labels = torch.randint(shape.num_classes, (shape.batch,))
     return HeadInputs(quantizer, loss, features, labels)
 
 
@@ -151,20 +153,26 @@ def _memory_child(shape: HeadShape, side: Side, threads: int, answer: Any) -> No
 
 
 def peak_memory(shape: HeadShape, side: Side, threads: int = 2) -> tuple[int, int]:
-    """Measure one side's peak memory in a fresh process.
+    """Measure one side's peak memory, each time in a fresh process.
 
     Weights, features and labels exist before, and one step on a tiny problem has run; then comes one step forward and
-    backward. What it adds at its peak (activations, gradients, work space of the matrix products, what the
-    allocator holds back) is the growth of the resident set.
+    backward. What it adds to the resident set at its peak is counted: activations, gradients, work space of the matrix
+    products, and what the allocator holds back. The last differs from process to process, hence several of them.
 
     Returns:
-        Bytes that the step added at its peak, and the peak of the whole process.
+        Bytes that the step added at its peak, and the peak of the whole process: medians of three processes.
 
     Raises:
-        OpqnError: not on Linux, or the measuring process died.
+        OpqnError: not on Linux, or a measuring process died.
     """
     if sys.platform != "linux":
         raise OpqnError("peak memory is read from /proc and can be measured on Linux only; pass memory=False")
+    measured = [_measure_in_child(shape, side, threads) for _ in range(MEMORY_PROCESSES)]
+    growths, peaks = zip(*measured, strict=True)
+    return statistics.median(growths), statistics.median(peaks)
+
+
+def _measure_in_child(shape: HeadShape, side: Side, threads: int) -> tuple[int, int]:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_memory_child, args=(shape, side, threads, sender))
@@ -173,7 +181,9 @@ def peak_memory(shape: HeadShape, side: Side, threads: int = 2) -> tuple[int, in
     try:
         growth, peak = receiver.recv()
     except EOFError as error:
-        raise OpqnError(f"the process that measures the memory of {side!r} died; is memory short?") from error
+        raise OpqnError(
+            f"the process that measures the memory of {side!r} died; its error stands above, or memory ran short"
+        ) from error
     finally:
         child.join()
         receiver.close()
@@ -194,8 +204,8 @@ def run(
 
     Returns:
         A JSON-ready document: ``shape``, ``threads``, ``pairs``, ``largest_error``, ``speedup`` (median over pairs of
-        the loop's time divided by ours), and a side each ``ours`` and ``loop`` with ``seconds`` (median) and, if measured,
-        ``peak_growth_bytes`` and ``peak_bytes``; then also ``memory_ratio``, ours divided by the loop's growth.
+        the loop's time divided by ours), and for each side, ``ours`` and ``loop``, ``seconds`` (median) and, if
+        measured, ``peak_growth_bytes`` and ``peak_bytes``; then also ``memory_ratio``, our growth by the loop's.
 
     Raises:
         ConfigError: pairs or threads below one.
@@ -242,12 +252,11 @@ def table(result: dict[str, Any]) -> str:
         rows.append(f"| {names[side]} | {1000 * figures['seconds']:.0f} | {memory[0]} | {memory[1]} |")
     ratio = f", {result['memory_ratio']:.2f} of the memory" if "memory_ratio" in result else ""
     shape = ", ".join(f"{key} {value:,}" for key, value in result["shape"].items())
-    rows += [
-        "",
+    summary = (
         f"{result['speedup']:.2f} times as fast{ratio}; float32, {result['threads']} CPU threads, {shape}; median of "
-        f"{result['pairs']} alternating pairs; loss and gradients agree to {result['largest_error']:.0e}.",
-    ]
-    return "\n".join(rows)
+        f"{result['pairs']} alternating pairs; loss and gradients agree to {result['largest_error']:.0e}."
+    )
+    return "\n".join([*rows, "", summary])
 
 
 if __name__ == "__main__":

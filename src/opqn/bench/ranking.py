@@ -1,7 +1,7 @@
 """Benchmark of evaluation: ``opqn.evaluate`` against the straightforward loop over the queries.
 
-The loop is what the metric says when written down: score the gallery, sort it, mark the matches, average their precisions;
-so does the authors' code, with PyTorch. The average precisions of both sides are compared before their times are.
+The loop is what the metric says when written down: score the gallery, sort it, mark the matches, average their
+precisions. The authors' code does so with PyTorch. The average precisions of both sides are compared first.
 """
 
 from __future__ import annotations
@@ -148,8 +148,9 @@ def run(
 
     Returns:
         A JSON-ready document: the arguments, ``mean_average_precision``, ``tie_share``, ``largest_error`` of an average
-        precision, ``seconds`` of evaluate for all queries (median), ``loop_seconds`` for all queries (median, scaled from
-        ``loop_queries``), ``speedup`` (median over the pairs) and, if measured, ``peak_bytes`` of evaluate's process.
+        precision, ``seconds`` of evaluate for all queries (median), ``loop_seconds`` for all queries (median, scaled
+        from ``loop_queries``), ``speedup`` (median over the pairs) and, if measured, ``peak_bytes`` of evaluate's
+        process.
 
     Raises:
         ConfigError: an argument out of range.
@@ -208,15 +209,14 @@ def table(result: dict[str, Any]) -> str:
         ("loop over the queries", result["loop_seconds"], "-"),
     ):
         rows.append(f"| {name} | {seconds:.2f} | {1000 * seconds / num_queries:.3f} | {memory} |")
-    rows += [
-        "",
+    measured = (
         f"{result['speedup']:.0f} times as fast; {result['num_gallery']:,} gallery items, {num_queries:,} queries, "
         f"{result['num_books']} x {result['num_words']} words, {NUM_PEOPLE:,} people, mAP "
         f"{result['mean_average_precision']:.4f}; the loop ran on {result['loop_queries']:,} queries and its time is "
         f"scaled to all; median of {result['pairs']} alternating pairs; threads of opqn.evaluate: "
-        f"{result['threads'] or 'one for each CPU'}; average precisions agree to {result['largest_error']:.0e}.",
-    ]
-    return "\n".join(rows)
+        f"{result['threads'] or 'one for each CPU'}; average precisions agree to {result['largest_error']:.0e}."
+    )
+    return "\n".join([*rows, "", measured])
 
 
 if __name__ == "__main__":

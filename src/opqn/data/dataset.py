@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -219,6 +219,6 @@ class FaceDataset(Dataset[Item]):
         )
 
 
-def keep_batch(batch: Batch) -> Batch:
-    """Collate function for a DataLoader: :class:`FaceDataset` makes whole batches itself."""
+def keep_batch(batch: Any) -> Any:
+    """Collate function for a DataLoader: :class:`FaceDataset` makes a whole :class:`Batch` itself."""
     return batch
