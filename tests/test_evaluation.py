@@ -197,6 +197,20 @@ def test_the_report_does_not_depend_on_threads_or_blocks():
         assert evaluate(*inputs).to_dict() == expected
 
 
+def test_a_block_holds_no_more_queries_than_fit_the_keys_of_a_gallery():
+    inputs = made_up()
+    sizes = []
+
+    def place(tables, groups, wanted):
+        sizes.append(len(tables))
+        return ranks.place_by_codes(tables, groups, wanted)
+
+    with patch.multiple(evaluation, max_queries=lambda num_items: 3000 // num_items * 16, place_by_codes=place):
+        report = evaluate(*inputs)
+    assert max(sizes) == 16
+    assert report.to_dict() == evaluate(*inputs).to_dict()
+
+
 def test_excluding_an_item_is_the_same_as_not_having_it():
     codes, gallery_labels, tables, query_labels = made_up(num_items=300, num_queries=1)
     for position in range(0, 300, 7):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from opqn.errors import OpqnError
+from opqn.errors import ConfigError, OpqnError
 
 
 @contextmanager
@@ -64,12 +64,14 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a new empty folder that takes the place of ``path`` once the block ends without an error.
 
-    The old folder is moved aside and then deleted. A kill between the two moves leaves it beside ``path`` under the name
-    that :func:`recover_folder` looks for.
+    The old folder is moved aside and then deleted. A kill between the two moves leaves it beside ``path`` under the
+    name that :func:`recover_folder` looks for.
 
     Raises:
         OpqnError: the disk is full or the place cannot be written; the old folder is unchanged.
+        ConfigError: what stands at ``path`` is no older version of the new folder, and is not deleted for it.
     """
+    path = path.resolve()  # a link stays a link, and "." has a name
     with _explain(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
@@ -81,8 +83,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if old.exists():
                 shutil.rmtree(old)
             if path.exists():
+                _check_replaceable(path, {entry.name for entry in aside.iterdir()})
                 path.rename(old)
-            aside.rename(path)
+            try:
+                aside.rename(path)
+            except OSError:
+                recover_folder(path)
+                raise
             _sync_folder(path.parent)
             shutil.rmtree(old, ignore_errors=True)
         finally:
@@ -91,9 +98,22 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 def recover_folder(path: Path) -> None:
     """Put the old folder back if a kill fell between the two moves of :func:`atomic_folder`."""
+    path = path.resolve()
     old = _old_name(path)
-    if not path.exists() and old.exists():
-        old.rename(path)
+    if not path.exists():
+        with suppress(FileNotFoundError):  # there is none, or another process was faster
+            old.rename(path)
+
+
+def _check_replaceable(path: Path, names: set[str]) -> None:
+    if not path.is_dir():
+        raise ConfigError(f"{path} is a file and a folder is to be written there; choose another place")
+    there = {entry.name for entry in path.iterdir()}
+    if there and not names <= there:
+        raise ConfigError(
+            f"{path} holds other files ({', '.join(sorted(there)[:3])}), which would be lost; choose a folder that is "
+            "new or empty"
+        )
 
 
 def _old_name(path: Path) -> Path:

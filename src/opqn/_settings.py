@@ -16,7 +16,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -30,18 +30,9 @@ def _explain(settings: type[BaseModel], where: Iterable[int | str], kind: str, m
     path = [str(part) for part in where]
     name = ".".join(path)
     if kind == "extra_forbidden":
-        return f"unknown setting {name!r}; {nearest(path[-1], _fields_at(settings, path[:-1]))}"
+        return f"unknown setting {name!r}; {nearest(path[-1], settings.model_fields)}"
     message = message.removeprefix("Value error, ")
     return f"{name}: {message}" if name else message
-
-
-def _fields_at(settings: type[BaseModel], path: Iterable[str]) -> list[str]:
-    for part in path:
-        inner = settings.model_fields[part].annotation
-        if not isinstance(inner, type) or not issubclass(inner, BaseModel):
-            return []
-        settings = inner
-    return list(settings.model_fields)
 
 
 def nearest(name: str, known: Iterable[str], what: Literal["settings", "presets", "keys"] = "settings") -> str:

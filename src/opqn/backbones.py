@@ -118,7 +118,13 @@ class IResNet(nn.Module):
             stages += [IResNetBlock(inputs if i == 0 else width, width, 2 if i == 0 else 1) for i in range(count)]
             inputs = width
         self.stages = nn.Sequential(*stages)
-        self.head = nn.Sequential(nn.BatchNorm2d(512), *_feature_head(512 * 7 * 7, feature_dim, dropout))
+        self.head = nn.Sequential(
+            nn.BatchNorm2d(512),
+            nn.Flatten(),
+            nn.Dropout(dropout),
+            nn.Linear(512 * 7 * 7, feature_dim),
+            nn.BatchNorm1d(feature_dim),
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (N, 3, 112, 112) float to (N, feature_dim)."""

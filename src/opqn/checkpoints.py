@@ -5,6 +5,7 @@ No random state is stored: every draw of a training is a function of its seed an
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Final
@@ -45,9 +46,11 @@ def save_checkpoint(
         momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
         if momentum is not None:
             tensors[f"momentum.{number}"] = momentum.detach().cpu().contiguous()
+    data = safetensors.torch.save(tensors)
+    header = {"format_version": FORMAT_VERSION, "sha256": _digest(data, state)}
     with atomic_folder(folder) as aside:
-        write_synced(aside / TENSORS_FILE, safetensors.torch.save(tensors))
-        write_synced(aside / STATE_FILE, json.dumps({"format_version": FORMAT_VERSION, **state}).encode())
+        write_synced(aside / TENSORS_FILE, data)
+        write_synced(aside / STATE_FILE, json.dumps({**header, **state}).encode())
 
 
 def load_checkpoint(
@@ -62,8 +65,8 @@ def load_checkpoint(
     try:
         state = json.loads((folder / STATE_FILE).read_bytes())
         stored = state["settings"]
-        version = int(state["format_version"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        version, digest = int(state.pop("format_version")), str(state.pop("sha256"))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptFileError(
             f"{folder / STATE_FILE} is no checkpoint: {error!r}; start again without --resume"
         ) from error
@@ -76,19 +79,28 @@ def load_checkpoint(
             "started with, or choose another --out"
         )
     try:
-        tensors = safetensors.torch.load((folder / TENSORS_FILE).read_bytes())
+        data = (folder / TENSORS_FILE).read_bytes()
+        tensors = safetensors.torch.load(data)
         for prefix, module in modules.items():
             module.load_state_dict({name: tensors[f"{prefix}.{name}"] for name in module.state_dict()})
     except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
         raise CorruptFileError(
             f"{folder / TENSORS_FILE} does not hold this training's tensors: {error}; start again without --resume"
         ) from error
+    if _digest(data, state) != digest:
+        raise CorruptFileError(f"{folder} was changed after it was saved; start again without --resume")
     for number, parameter in enumerate(_parameters(optimizer)):
         momentum = tensors.get(f"momentum.{number}")
         if momentum is not None:
             # In the parameter's memory format, so that the arithmetic is the same as without the interruption.
             optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
     return dict(state)
+
+
+def _digest(tensors: bytes, state: dict[str, Any]) -> str:
+    digest = hashlib.sha256(tensors)
+    digest.update(json.dumps(state, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -29,12 +29,12 @@ class LossSettings(Settings):
 class TrainSettings(Settings):
     """The optimiser, its schedule, validation and the machine."""
 
-    epochs: int = Field(default=200, ge=1)
+    epochs: int = Field(default=200, ge=1, description="passes over the training images")
     batch_size: int = Field(default=256, ge=2, description="images of one optimiser step, over all processes")
     accumulation: int = Field(default=1, ge=1, description="parts that a step's images are worked through in")
-    learning_rate: float = Field(default=0.1, gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=5e-4, ge=0)
+    learning_rate: float = Field(default=0.1, gt=0, description="its highest value")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(default=5e-4, ge=0, description="on every weight, as the authors")
     schedule: Literal["step", "cosine"] = Field(default="step", description="step is the paper's")
     step_epochs: int = Field(default=35, ge=1, description="epochs between two drops of the step schedule")
     step_factor: float = Field(default=0.5, gt=0, le=1, description="what a drop multiplies the rate by")
@@ -43,18 +43,20 @@ class TrainSettings(Settings):
     validation: Literal["unseen", "seen", "none"] = Field(
         default="unseen", description="what leaves the training set for validation: people, or images of every person"
     )
-    validation_share: float = Field(default=0.1, gt=0, lt=1)
+    validation_share: float = Field(default=0.1, gt=0, lt=1, description="how much of them leaves")
     validation_every: int = Field(default=1, ge=1, description="epochs between two validations")
     fit_query_temperature: bool = Field(
         default=True, description="choose model.query_temperature on the validation split when training ends"
     )
-    seed: int = Field(default=0, ge=0)
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    seed: int = Field(default=0, ge=0, description="of every random draw")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="auto takes the fastest there is")
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field(
+        default="no", description="of the backbone; fp16 needs a GPU"
+    )
     workers: int = Field(default=2, ge=0, description="processes that decode images too many to keep in memory")
     cache_mb: int = Field(default=2048, ge=0, description="memory for decoded images")
     checkpoint_minutes: float = Field(default=5.0, gt=0, description="also at the end of every epoch")
-    tensorboard: bool = False
+    tensorboard: bool = Field(default=False, description="write TensorBoard files to the run's folder")
 
 
 class TrainingSettings(Settings):
@@ -96,6 +98,8 @@ def load_settings(
     if file is not None:
         values = _merge(values, _read_toml(Path(file)))
     lengths = values.pop("lengths", {})
+    if not isinstance(lengths, dict):
+        raise ConfigError("lengths must be a table with a table of model settings for every code length")
     bits = num_bits if num_bits is not None else values.pop("default_bits", None)
     values.pop("default_bits", None)
     if bits is not None:
@@ -114,7 +118,7 @@ def _presets() -> Any:
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"cannot read the settings file {path}: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error

@@ -200,9 +200,9 @@ def _write_page(demo: DemoResult, result: TrainingResult, model: OPQN, sheets: M
     )
     page.section(
         "How well faces are found",
-        "One network was trained on some of the people. Every method below stores its features of a face, at the same "
-        "number of bits, and ranks the whole gallery for each query; the uncompressed features of the same network are the "
-        "yardstick. Unseen people were never trained on, neither by the network nor by PQ or OPQ.",
+        "One network was trained on some of the people. Every method below stores its features of a face, at the "
+        "same number of bits, and ranks the whole gallery for each query; the uncompressed features of the same "
+        "network are the yardstick. Unseen people were never trained on, neither by the network nor by PQ or OPQ.",
     )
     page.table(
         "mAP and precision at 1 and 5",

@@ -300,7 +300,8 @@ def _report(
     average_precision[task.matched] = np.concatenate([block.average_precision for block in figures])
 
     def at_k(values: NDArray[np.floating[Any]] | NDArray[np.bool_]) -> dict[int, float]:
-        return dict(zip(task.k, values.mean(axis=0).tolist(), strict=True))
+        # NumPy adds up in pairs, with less rounding, along the contiguous axis only.
+        return dict(zip(task.k, np.ascontiguousarray(values.T).mean(axis=1).tolist(), strict=True))
 
     return EvaluationReport(
         mean_average_precision=float(average_precision[task.matched].mean()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Self, cast
@@ -31,6 +32,7 @@ CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "model.safetensors"
 CARD_FILE: Final = "README.md"
 MAX_BOOK_DIM: Final = 4096  # a bound on what a hostile configuration can make us allocate
+MAX_SIDE: Final = 1024  # likewise, of an image
 
 RGB = tuple[float, float, float]
 # The authors' statistics for 32-px sets, and theirs for 112 px.
@@ -43,8 +45,8 @@ tags: [face-retrieval, product-quantization, opqn]
 ---
 # OPQN, {num_bits} bits a face
 
-Backbone `{backbone}`; {num_books} books of {num_words} {codebooks} codewords in {book_dim} dimensions each. Input: aligned
-face crops, resized to {resize} px, centre crop {image_size} px.
+Backbone `{backbone}`; {num_books} books of {num_words} {codebooks} codewords in {book_dim} dimensions each. Input:
+aligned face crops, resized to {resize} px, centre crop {image_size} px.
 
 Method: Zhang, Zhe, Yan, Orthonormal Product Quantization Network for Scalable Face Image Retrieval, Pattern Recognition
 141 (2023) 109671.
@@ -64,8 +66,8 @@ codes = model.encode(["face.jpg"])
 
 ## Limits
 
-Faces are personal data: use them only with a right to. A model inherits the limits of the faces it was trained on, and the
-terms of their licence.
+Faces are personal data: use them only with a right to. A model inherits the limits of the faces it was trained on, and
+the terms of their licence.
 """
 
 ImageInput = str | Path | bytes | Image.Image
@@ -82,18 +84,20 @@ class ModelConfig(Settings):
         ConfigError: an unknown field, a value out of range, or a shape that the method cannot have.
     """
 
-    backbone: str = "resnet20-32"
-    num_books: int = 8
-    num_words: int = 64
-    book_dim: int = Field(default=64, le=MAX_BOOK_DIM)
-    codebooks: CodebookKind = "dct"
-    codebook_seed: int = 0
-    query_temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    dropout: float = Field(default=0.5, ge=0, lt=1)
-    image_size: int = Field(default=0, ge=0, le=1024)
-    resize: int = Field(default=0, ge=0, le=1024)
-    mean: RGB | None = None
-    std: RGB | None = None
+    backbone: str = Field(default="resnet20-32", description="see opqn.build_backbone")
+    num_books: int = Field(default=8, description="M, numbers in a code")
+    num_words: int = Field(default=64, description="K, values of each; a power of two, at most 256")
+    book_dim: int = Field(default=64, le=MAX_BOOK_DIM, description="d, at least K")
+    codebooks: CodebookKind = Field(default="dct", description="dct (the paper's), hadamard, random or learned")
+    codebook_seed: int = Field(default=0, ge=0, description="of codebooks that are drawn")
+    query_temperature: float = Field(
+        default=1.0, gt=0, allow_inf_nan=False, description="T of the queries' tables; 1 is the paper's"
+    )
+    dropout: float = Field(default=0.5, ge=0, lt=1, description="before the last linear layer")
+    image_size: int = Field(default=0, ge=0, le=MAX_SIDE, description="side of the crop; follows the backbone")
+    resize: int = Field(default=0, ge=0, le=MAX_SIDE, description="side before the crop; follows image_size")
+    mean: RGB | None = Field(default=None, description="of the channels; follows image_size")
+    std: RGB | None = Field(default=None, description="of the channels; follows image_size")
 
     @model_validator(mode="before")
     @classmethod
@@ -103,7 +107,7 @@ class ModelConfig(Settings):
         filled = {key: value for key, value in values.items() if value is not None}
         size = filled.get("image_size") or default_image_size(str(filled.get("backbone", "resnet20-32")))
         filled["image_size"] = size
-        if not filled.get("resize") and isinstance(size, int):
+        if not filled.get("resize") and isinstance(size, int) and size <= MAX_SIDE:
             # 35 for 32 and 120 for 112, as the authors; the same share for other sizes.
             filled["resize"] = round(size * 1.0715) + (size == 32)
         mean, std = STATISTICS_32 if size == 32 else STATISTICS_112
@@ -112,6 +116,11 @@ class ModelConfig(Settings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         check_code_shape(self.num_books, self.book_dim, self.num_words)
+        size = default_image_size(self.backbone)
+        if self.image_size != size and not self.backbone.startswith("timm/"):
+            raise ConfigError(f"image_size is {self.image_size}; {self.backbone} takes images of {size}")
+        if not all(map(math.isfinite, [*(self.mean or ()), *(self.std or ())])) or min(self.std or (1,)) <= 0:
+            raise ConfigError(f"mean {self.mean} and std {self.std} must be finite, and std positive")
         if self.resize < self.image_size:
             raise ConfigError(f"resize ({self.resize}) is smaller than the crop, image_size ({self.image_size})")
         return self
@@ -208,6 +217,7 @@ class OPQN(nn.Module):
 
         Raises:
             DataError: an image cannot be read, or an array has another shape or type.
+            ConfigError: ``batch_size`` is below 1.
         """
         return self.encode_features(self.features(images, batch_size))
 
@@ -230,19 +240,28 @@ class OPQN(nn.Module):
         return cast("NDArray[np.float32]", self.quantizer(features.to(self.device)).probs.cpu().numpy())
 
     def with_query_temperature(self, query_temperature: float) -> Self:
-        """Set the temperature of the queries' tables; it is part of the configuration and the fingerprint."""
-        self.config = self.config.model_copy(update={"query_temperature": query_temperature})
+        """Set the temperature of the queries' tables; it is part of the configuration and the fingerprint.
+
+        Raises:
+            ConfigError: it is not a positive finite number.
+        """
+        self.config = ModelConfig(**{**self.config.model_dump(), "query_temperature": query_temperature})
         self.quantizer.query_temperature = query_temperature
         return self
 
     def _batches(self, images: Images, batch_size: int) -> Iterator[Tensor]:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
         if isinstance(images, (str, Path, bytes, Image.Image)):
             images = [images]
         if isinstance(images, Tensor) and images.is_floating_point():
             size = self.config.image_size
             if images.shape[1:] != (3, size, size):
                 raise DataError(f"a float batch must be (N, 3, {size}, {size}), not {tuple(images.shape)}")
-            yield from (images[start : start + batch_size].to(self.device) for start in range(0, len(images), batch_size))
+            yield from (
+                images[start : start + batch_size].to(self.device, torch.float32)
+                for start in range(0, len(images), batch_size)
+            )
             return
         if isinstance(images, Tensor):
             if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
@@ -258,6 +277,8 @@ class OPQN(nn.Module):
         size, resize = self.config.image_size, self.config.resize
         if not isinstance(image, np.ndarray):
             pixels = to_array(load_image(image, min_side=resize), resize)
+        elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise DataError(f"an array of an image must be (H, W, 3) uint8, not {image.shape} {image.dtype}")
         elif image.shape[:2] == (resize, resize):
             pixels = image
         else:
@@ -329,12 +350,11 @@ def _canonical(value: object) -> bytes:
 
 def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download  # noqa: PLC0415 (a second to import, rarely needed)
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
 
     try:
         return Path(snapshot_download(hub_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, CARD_FILE]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # beside its own errors come those of its HTTP library, which depends on its version
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"{hub_id}: no such model folder here, and not to be had from the Hub ({reason})") from error
 
 

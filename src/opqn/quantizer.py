@@ -100,7 +100,8 @@ class OrthonormalQuantizer(nn.Module):
     @torch.no_grad()
     def encode(self, features: Tensor) -> Tensor:
         """Return the (N, M) uint8 codes of (N, M*d) features: argmax over K; of equal words the first wins."""
-        return self.logits(self.split(features.to(self.projection.dtype))).argmax(dim=2).to(torch.uint8)
+        with torch.autocast(features.device.type, enabled=False):
+            return self.logits(self.split(features.to(self.projection.dtype))).argmax(dim=2).to(torch.uint8)
 
     @torch.no_grad()
     def lookup_tables(self, features: Tensor, query_temperature: float | None = None) -> Tensor:
@@ -110,9 +111,10 @@ class OrthonormalQuantizer(nn.Module):
         L2-normalised sub-vector (method of the paper's retrieval stage); learned codewords need their Gram matrix.
         """
         temperature = self.query_temperature if query_temperature is None else query_temperature
-        logits = self.logits(functional.normalize(self.split(features.to(self.projection.dtype)), dim=2))
-        tables = (temperature * logits).softmax(dim=2)
-        if self.learned:
-            gram = torch.matmul(self.codebooks.transpose(1, 2), self.codebooks)  # (M, K, K)
-            tables = torch.matmul(tables.transpose(0, 1), gram).transpose(0, 1)
+        with torch.autocast(features.device.type, enabled=False):
+            units = functional.normalize(self.split(features.to(self.projection.dtype)), dim=2)  # (Q, M, d)
+            tables = (temperature * self.logits(units)).softmax(dim=2)  # (Q, M, K)
+            if self.learned:
+                gram = torch.matmul(self.codebooks.transpose(1, 2), self.codebooks)  # (M, K, K)
+                tables = torch.matmul(tables.transpose(0, 1), gram).transpose(0, 1)
         return tables.float().contiguous()

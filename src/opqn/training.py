@@ -1,7 +1,8 @@
 """Training: one resumable loop, from a folder of faces and a split file to a model folder.
 
-The schedule is that of Zhang, Zhe, Yan 2023, section 4 (SGD, rate halved every few epochs) or a cosine. Every random draw is
-a function of the seed and the step, so a resumed run gives bitwise the weights of an uninterrupted one on the same CPU.
+The schedule is that of Zhang, Zhe, Yan 2023, section 4 (SGD, rate halved every few epochs) or a cosine. Every random
+draw is a function of the seed and the step, so a resumed run gives bitwise the weights of an uninterrupted one on the
+same CPU.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any, Final
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -42,6 +45,7 @@ STEPS_BETWEEN_CHECKS: Final = 10
 EVALUATION_BATCH: Final = 512
 # They change how fast a training runs, not what comes of it.
 FREE_SETTINGS: Final = {"device", "workers", "cache_mb", "checkpoint_minutes", "tensorboard"}
+_Features = tuple[Tensor, NDArray[np.int64]]  # (N, M*d) float32, (N,) labels
 QUERY_TEMPERATURES: Final = tuple(float(2 ** (power / 2)) for power in range(-2, 13))  # 0.5 .. 64
 
 
@@ -118,7 +122,7 @@ def fit_query_temperature(
         temperatures: candidates.
 
     Returns:
-        The best temperature (of equal ones the lowest), and the mAP at each.
+        The best temperature (of equal ones the nearest to 1, the paper's), and the mAP at each.
     """
     maps = {
         temperature: evaluate(
@@ -126,7 +130,7 @@ def fit_query_temperature(
         ).mean_average_precision
         for temperature in temperatures
     }
-    return max(maps, key=lambda temperature: (maps[temperature], -temperature)), maps
+    return max(maps, key=lambda temperature: (maps[temperature], -abs(math.log(temperature)))), maps
 
 
 def learning_rate_at(epoch: float, settings: TrainingSettings) -> float:
@@ -189,9 +193,15 @@ class _Run:
                 f"train.batch_size is {settings.train.batch_size}; it must be a multiple of processes x "
                 f"train.accumulation, {parts}"
             )
-        self.data = _load_data(settings, root, split)
+        if settings.train.batch_size == parts:
+            raise ConfigError(
+                f"train.batch_size {settings.train.batch_size} in {parts} parts leaves one image a part, too few for "
+                f"batch normalisation; set it to {2 * parts} or more"
+            )
         torch.manual_seed(settings.train.seed)
-        self.model = OPQN(settings.model, self._facts(split)).to(self.accelerator.device)
+        self.model = OPQN(settings.model).to(self.accelerator.device)
+        self.data = _load_data(settings, root, split)
+        self.model.training_facts = self._facts(split)
         self.loss = OPQNLoss(
             len(self.data.classes),
             settings.model.num_books,
@@ -212,6 +222,8 @@ class _Run:
         )
         self.state = _State(used=_no_words(self.model))
         self.fixed = {**settings.model_dump(mode="json", exclude={"train": FREE_SETTINGS}), "split": split.hash}
+        # Steps and classes are numbered by the readable images; with other ones the numbers would mean something else.
+        self.fixed["readable_images"] = len(self.data.dataset)
         if resuming:
             stored = load_checkpoint(self.checkpoint, modules, self.optimizer, self.fixed)
             self.state = _State(**stored["progress"])
@@ -287,6 +299,7 @@ class _Run:
             self.state.seconds = seconds_before + time.monotonic() - began
             due = time.monotonic() - last_save > 60 * train.checkpoint_minutes
             asked, due = self._agree(stop.is_set(), due)
+            used = self.accelerator.reduce(used.float(), reduction="sum") > 0
             progress = self._progress(epoch, used, session_steps, time.monotonic() - began)
             if at_end:
                 break
@@ -375,7 +388,7 @@ class _Run:
         if self.data.gallery is not None and (is_last or progress.epoch % train.validation_every == 0):
             on_codes, on_features = self._validate()
             progress = replace(progress, validation_map=on_codes, validation_map_features=on_features)
-        improved = progress.validation_map is not None and progress.validation_map > state.best_map
+        improved = progress.validation_map is not None and progress.validation_map >= state.best_map
         if improved or (self.data.gallery is None and is_last):
             state.best_map = progress.validation_map if progress.validation_map is not None else state.best_map
             state.best_epoch = progress.epoch
@@ -391,14 +404,13 @@ class _Run:
 
     def _validate(self) -> tuple[float, float]:
         """Return the mAP of codes and of uncompressed features on the validation split."""
-        gallery, query = self._validation_features(self.model)
+        (gallery, gallery_labels), (query, query_labels) = self._validation_features(self.model)
         codes, tables = self.model.encode_features(gallery), self.model.tables_of_features(query)
-        gallery_labels, query_labels = self.data.validation_labels()
         on_codes = evaluate(codes, gallery_labels, tables, query_labels)
         on_features = evaluate_features(gallery.numpy(), gallery_labels, query.numpy(), query_labels)
         return on_codes.mean_average_precision, on_features.mean_average_precision
 
-    def _validation_features(self, model: OPQN) -> tuple[Tensor, Tensor]:
+    def _validation_features(self, model: OPQN) -> tuple[_Features, _Features]:
         gallery, query = self.data.gallery, self.data.query
         if gallery is None or query is None:
             raise ConfigError("this training has no validation split")
@@ -443,8 +455,7 @@ class _Run:
             if self.data.gallery is not None:
                 facts["validation_map"] = round(self.state.best_map, 4)
                 if self.settings.train.fit_query_temperature:
-                    gallery, query = self._validation_features(model)
-                    gallery_labels, query_labels = self.data.validation_labels()
+                    (gallery, gallery_labels), (query, query_labels) = self._validation_features(model)
                     best, maps = fit_query_temperature(
                         model.encode_features(gallery),
                         gallery_labels,
@@ -456,6 +467,7 @@ class _Run:
             model.training_facts = {**model.training_facts, **facts, "seconds": round(self.state.seconds)}
             model.save_pretrained(target)
         self.accelerator.wait_for_everyone()
+        self.state = broadcast_object_list([self.state])[0]
         return TrainingResult(
             OPQN.from_pretrained(target),
             target,
@@ -476,11 +488,6 @@ class _Data:
     classes: NDArray[np.int64]
     steps_per_epoch: int
 
-    def validation_labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        if self.gallery is None or self.query is None:
-            raise ConfigError("this training has no validation split")
-        return self.gallery.labels, self.query.labels
-
     def skipped(self) -> tuple[SkippedImage, ...]:
         sets = [part for part in (self.dataset, self.gallery, self.query) if part is not None]
         return tuple(sorted({image for part in sets for image in part.skipped}))
@@ -500,6 +507,11 @@ def _load_data(settings: TrainingSettings, root: Path, split: Split) -> _Data:
     if train.validation != "none":
         parts = validation_split(split.train, protocol=train.validation, share=train.validation_share, seed=train.seed)
         kept, gallery, query = parts.train, load(parts.gallery), load(parts.query)
+        if not np.isin(query.labels, gallery.labels).any():
+            raise DataError(
+                f"too few of the validation images in {root} can be read: no query is left whose person is in the "
+                "gallery; repair the images, or set train.validation to none"
+            )
     dataset = load(kept)
     steps = len(dataset) // train.batch_size
     if len(dataset.classes) < 2:
@@ -512,13 +524,14 @@ def _load_data(settings: TrainingSettings, root: Path, split: Split) -> _Data:
     return _Data(dataset, gallery, query, dataset.classes, steps)
 
 
-def _features(model: OPQN, dataset: FaceDataset) -> Tensor:
+def _features(model: OPQN, dataset: FaceDataset) -> _Features:
     size = model.config.image_size
-    parts = []
+    parts, labels = [], []
     for start in range(0, len(dataset), EVALUATION_BATCH):
-        images = dataset.__getitems__(range(start, min(start + EVALUATION_BATCH, len(dataset)))).images
-        parts.append(model.features(model.normalise(center_crop(images, size))))
-    return torch.cat(parts)
+        batch = dataset.__getitems__(range(start, min(start + EVALUATION_BATCH, len(dataset))))
+        parts.append(model.features(model.normalise(center_crop(batch.images, size))))
+        labels.append(batch.labels)  # of the images delivered: an unreadable one is replaced by another person's
+    return torch.cat(parts), torch.cat(labels).numpy()
 
 
 def _make_accelerator(settings: TrainingSettings) -> Accelerator:
@@ -529,6 +542,8 @@ def _make_accelerator(settings: TrainingSettings) -> Accelerator:
     use_cpu = device == "cpu" or not (available["cuda"] or available["mps"])
     if precision == "fp16" and use_cpu:
         raise ConfigError("train.mixed_precision fp16 needs a GPU; use bf16 or no on the CPU")
+    # Accelerate keeps one device and precision a process; a second training may have others.
+    AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001 (there is no public way)
     return Accelerator(cpu=use_cpu, mixed_precision=precision)
 
 

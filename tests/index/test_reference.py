@@ -189,6 +189,7 @@ BAD_TABLES = [
     (with_entry(((1, 0, 0), np.inf), ((1, 2, 3), -np.inf)), "query 1 a code would add up"),
     (with_entry(((0, 0, 0), -np.inf), ((0, 1, 3), np.inf)), "query 0 a code would add up"),
     (with_entry(((0, 0, 0), 3e38), ((0, 1, 0), 3e38), ((0, 2, 0), -np.inf)), "query 0 a code would add up"),
+    (with_entry(((0, 0, 0), -3e38), ((0, 1, 0), -3e38), ((0, 2, 0), np.inf)), "query 0 a code would add up"),
 ]
 
 

@@ -1,8 +1,8 @@
 """Product quantization as FAISS trains it: plain (Jegou, Douze, Schmid 2011) and rotated first (OPQ; Ge et al. 2013).
 
 The unsupervised baseline: a feature vector is cut into M sub-vectors, each becomes the number of its nearest centroid.
-Everything is L2-normalised first, so that scores approximate cosines. FAISS is needed to fit; encoding and lookup tables
-are a few lines of NumPy on what it learned, with the two calls that every method here has.
+Everything is L2-normalised first, so that scores approximate cosines. FAISS is needed to fit; encoding and lookup
+tables are a few lines of NumPy on what it learned, with the two calls that every method here has.
 """
 
 from __future__ import annotations
@@ -77,17 +77,18 @@ class ProductQuantizer:
                 f"{self.num_books} books cannot share {feature_dim} dimensions equally; choose num_books so that it "
                 f"divides {feature_dim}, or, where it is smaller, rotation=True to use {coded_dim} of them"
             )
-        self.rotation_matrix = None
+        rotation_matrix = None
         if self.rotation:
             opq = faiss.OPQMatrix(feature_dim, self.num_books, coded_dim)
             inner = self._new_faiss_quantizer(faiss, coded_dim)
             opq.pq = inner
             opq.train(units)
-            self.rotation_matrix = faiss.vector_to_array(opq.A).reshape(coded_dim, feature_dim).copy()
+            rotation_matrix = faiss.vector_to_array(opq.A).reshape(coded_dim, feature_dim)
         quantizer = self._new_faiss_quantizer(faiss, coded_dim)
-        quantizer.train(self._rotate(units))
+        quantizer.train(_rotate(units, rotation_matrix))
         shape = (self.num_books, self.num_words, coded_dim // self.num_books)
-        self.centroids = faiss.vector_to_array(quantizer.centroids).reshape(shape).copy()
+        self.centroids = faiss.vector_to_array(quantizer.centroids).reshape(shape)
+        self.rotation_matrix = rotation_matrix
         return self
 
     def encode(self, features: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -132,10 +133,7 @@ class ProductQuantizer:
         expected = num_books * book_dim if self.rotation_matrix is None else self.rotation_matrix.shape[1]
         if units.shape[1] != expected:
             raise ConfigError(f"features have {units.shape[1]} dimensions; this quantizer was fitted on {expected}")
-        return self.centroids, self._rotate(units).reshape(len(units), num_books, book_dim)
-
-    def _rotate(self, units: NDArray[np.float32]) -> NDArray[np.float32]:
-        return units if self.rotation_matrix is None else units @ self.rotation_matrix.T
+        return self.centroids, _rotate(units, self.rotation_matrix).reshape(len(units), num_books, book_dim)
 
     def _new_faiss_quantizer(self, faiss: Any, coded_dim: int) -> Any:
         quantizer = faiss.ProductQuantizer(coded_dim, self.num_books, self.num_words.bit_length() - 1)
@@ -151,6 +149,10 @@ def _import_faiss() -> Any:
     except ImportError as error:
         raise OpqnError("product quantization needs FAISS: pip install 'opqn[bench]'") from error
     return faiss
+
+
+def _rotate(units: NDArray[np.float32], rotation_matrix: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    return units if rotation_matrix is None else units @ rotation_matrix.T
 
 
 def _normalise(features: NDArray[np.float32]) -> NDArray[np.float32]:
