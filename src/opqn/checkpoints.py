@@ -64,15 +64,16 @@ def load_checkpoint(
     """
     try:
         state = json.loads((folder / STATE_FILE).read_bytes())
-        stored = state["settings"]
-        version, digest = int(state.pop("format_version")), str(state.pop("sha256"))
+        version = int(state["format_version"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptFileError(
-            f"{folder / STATE_FILE} is no checkpoint: {error!r}; start again without --resume"
+            f"{folder / STATE_FILE} is no checkpoint: {error!r}; delete {folder} to start again"
         ) from error
     if version > FORMAT_VERSION:
         raise CorruptFileError(f"{folder} has format version {version}; this opqn reads up to {FORMAT_VERSION}")
-    differing = list(_differences(stored, settings))
+    del state["format_version"]
+    digest = state.pop("sha256", None)
+    differing = _differences(state.get("settings"), settings)
     if differing:
         raise ConfigError(
             f"{folder} was made with other settings ({'; '.join(differing[:3])}); resume with the settings it was "
@@ -85,16 +86,17 @@ def load_checkpoint(
             module.load_state_dict({name: tensors[f"{prefix}.{name}"] for name in module.state_dict()})
     except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
         raise CorruptFileError(
-            f"{folder / TENSORS_FILE} does not hold this training's tensors: {error}; start again without --resume"
+            f"{folder / TENSORS_FILE} does not hold this training's tensors: {error}; delete {folder} to start again"
         ) from error
     if _digest(data, state) != digest:
-        raise CorruptFileError(f"{folder} was changed after it was saved; start again without --resume")
+        raise CorruptFileError(f"{folder} was changed after it was saved; delete it to start again")
     for number, parameter in enumerate(_parameters(optimizer)):
         momentum = tensors.get(f"momentum.{number}")
         if momentum is not None:
             # In the parameter's memory format, so that the arithmetic is the same as without the interruption.
             optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
-    return dict(state)
+    result: dict[str, Any] = state
+    return result
 
 
 def _digest(tensors: bytes, state: dict[str, Any]) -> str:
