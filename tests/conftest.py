@@ -1,5 +1,6 @@
 """Fixtures that several files of tests use: small folders of drawn faces."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -41,3 +42,21 @@ def drawn_faces(tmp_path_factory):
     """A folder and a split of 8 people with 8 pictures each, not to be changed."""
     root = tmp_path_factory.mktemp("faces")
     return root, write_faces(root)
+
+
+@pytest.fixture
+def full_disk_after(monkeypatch):
+    """Return a function: from now on the disk takes so many more files, then it is full."""
+    sync = os.fsync
+
+    def set_room(files: int) -> None:
+        left = iter(range(files))
+
+        def fills_up(descriptor: int) -> None:
+            if next(left, None) is None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            sync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fills_up)
+
+    return set_room

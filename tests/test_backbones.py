@@ -77,7 +77,6 @@ def test_the_shortcut_of_a_block_is_added_after_the_second_prelu():
     inputs = torch.randn(2, 16, 5, 5)
     expected = inputs + prelu2(norm2(conv2(prelu1(norm1(conv1(inputs))))))
     torch.testing.assert_close(block(inputs), expected)
-    assert (block(inputs) < inputs).any()  # no activation after the sum would also let this through, a ReLU not
 
 
 @pytest.mark.parametrize(("name", "side"), [(name, 112 if "112" in name else 32) for name in RESNETS])

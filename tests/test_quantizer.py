@@ -202,7 +202,7 @@ def test_an_empty_batch_has_no_codes_and_no_tables():
 
 
 def test_autocast_changes_neither_assignments_nor_codes_nor_tables():
-    quantizer, features = make()
+    quantizer, features = make(rows=2000)
     plain = quantizer(features), quantizer.encode(features), quantizer.lookup_tables(features)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert (features @ features.T).dtype == torch.bfloat16

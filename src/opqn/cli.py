@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -49,22 +51,25 @@ class DataSet(StrEnum):
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with 0, 1 (failed), 2 (wrong usage) or 130 (stopped by Ctrl-C)."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to stop
     try:
-        app(args=None if arguments is None else list(arguments))
+        try:
+            app(args=None if arguments is None else list(arguments))
+        finally:
+            sys.stdout.flush()
     except ConfigError as error:
         _fail(error, 2)
     except OpqnError as error:
         _fail(error, 130 if type(error).__name__ == "TrainingInterruptedError" else 1)
-    except KeyboardInterrupt:
-        _fail("stopped", 130)
-    except BrokenPipeError:  # the reader of our output, such as `head`, has enough
-        sys.stderr.close()
-        sys.exit(0)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has enough; Python would complain at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     sys.exit(0)
 
 
 def _fail(error: object, status: int) -> NoReturn:
-    errors.print(f"opqn: {error}", markup=False, highlight=False, soft_wrap=True)
+    errors.print(f"opqn: {error}", soft_wrap=True)
     sys.exit(status)
 
 
@@ -346,7 +351,7 @@ def _print_benchmark(result: dict[str, Any], table: Callable[[dict[str, Any]], s
     if as_json:
         print_json(result)
     else:
-        output.print(table(result), markup=False, highlight=False, soft_wrap=True)
+        output.print(table(result), soft_wrap=True)
 
 
 def _load_model(name: str, device: str) -> OPQN:
@@ -357,16 +362,16 @@ def _load_model(name: str, device: str) -> OPQN:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        target = torch.device(device)
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device {device} is not to be had here; use auto, cpu, cuda or mps") from error
+        known = device.partition(":")[0] in ("cpu", "cuda", "mps")  # torch has more, some of them without any data
+        target = torch.empty(0, device=device).device if known else None
+    except (RuntimeError, AssertionError):
+        target = None
+    if target is None:
+        raise ConfigError(f"--device {device} is not to be had here; use auto, cpu, cuda or mps")
     return OPQN.from_pretrained(name, target)
 
 
 def _write_sheet(path: Path, queries: Sequence[Path], hits: Sequence[Sequence[dict[str, Any]]], codes: CodeSet) -> None:
-    from io import BytesIO
-
     from opqn._files import atomic_write_bytes
     from opqn.report import Hit, SheetRow, contact_sheet
 

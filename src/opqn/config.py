@@ -46,7 +46,7 @@ class TrainSettings(Settings):
     validation_share: float = Field(default=0.1, gt=0, lt=1, description="how much of them leaves")
     validation_every: int = Field(default=1, ge=1, description="epochs between two validations")
     fit_query_temperature: bool = Field(
-        default=True, description="choose model.query_temperature on the validation split when training ends"
+        default=True, description="choose model.query_temperature on the validation split"
     )
     seed: int = Field(default=0, ge=0, description="of every random draw")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="auto takes the fastest there is")

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from opqn.protocols import SplitReport
     from opqn.training import Progress as TrainingProgress
 
-errors = Console(stderr=True)
-output = Console()
+# Names of files and people are printed as they are: "[/b]" is no markup and ":smile:" no emoji.
+errors = Console(stderr=True, markup=False, emoji=False, highlight=False)
+output = Console(markup=False, emoji=False, highlight=False)
 
 
 def print_json(document: object) -> None:
-    """Print one JSON document on stdout."""
-    sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+    """Print one JSON document on stdout, in ASCII: every terminal takes it, and file names that are not UTF-8 too."""
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
 
 
 def print_facts(facts: dict[str, Any], as_json: bool) -> None:
@@ -34,15 +35,15 @@ def print_facts(facts: dict[str, Any], as_json: bool) -> None:
         return
     for name, value in facts.items():
         if name != "skipped":
-            output.print(f"{name}: {value}", markup=False, highlight=False, soft_wrap=True)
+            output.print(f"{name}: {value}", soft_wrap=True)
     _warn_of_skipped(facts.get("skipped", []))
 
 
 def _warn_of_skipped(skipped: Sequence[dict[str, str]]) -> None:
     if skipped:
-        errors.print(f"{len(skipped)} images were skipped:")
+        errors.print(f"{len(skipped)} image{'s were' if len(skipped) > 1 else ' was'} skipped:")
     for image in skipped[:10]:
-        errors.print(f"  {image['path']}: {image['reason']}", markup=False, highlight=False, soft_wrap=True)
+        errors.print(f"  {image['path']}: {image['reason']}", soft_wrap=True)
     if len(skipped) > 10:
         errors.print(f"  and {len(skipped) - 10} more (--json lists all)")
 
@@ -71,11 +72,10 @@ def print_split_report(name: str, model: OPQN, report: SplitReport) -> None:
     use, entropy = report.codes.codeword_use, report.codes.codeword_entropy
     if use is not None and entropy is not None:
         books = ", ".join(f"{share:.0%} {bits:.1f}" for share, bits in zip(use, entropy, strict=True))
-        output.print(f"codewords in use and their entropy in bits, per book: {books}", highlight=False)
+        output.print(f"codewords in use and their entropy in bits, per book: {books}")
     output.print(
         f"quantization error {report.quantization_error:.4f}; queries without a match: {report.codes.num_unmatched}; "
-        f"split {report.split_hash[:12]}",
-        highlight=False,
+        f"split {report.split_hash[:12]}"
     )
     _warn_of_skipped([image._asdict() for image in report.skipped])
 
@@ -112,7 +112,7 @@ def training_line() -> Iterator[Callable[[TrainingProgress], None]]:
             line = _describe(progress)
             live.update(task, description=line)
             if progress.validation_map is not None or progress.step == progress.steps:
-                live.console.print(line, markup=False, highlight=False, soft_wrap=True)
+                live.console.print(line, soft_wrap=True)
 
         yield update
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from opqn._files import atomic_write_bytes
 from opqn._version import __version__
 from opqn.baselines.product_quantization import ProductQuantizer
 from opqn.config import load_settings
@@ -23,7 +25,7 @@ from opqn.index import ReferenceIndex
 from opqn.model import OPQN
 from opqn.protocols import ImageFeatures, image_features
 from opqn.report import Hit, Page, SheetRow, codeword_use, contact_sheet, percent, precision_recall_svg, training_curve
-from opqn.training import Progress, TrainingResult, train
+from opqn.training import Progress, TrainingInterruptedError, TrainingResult, train
 
 NUM_BITS: Final = 48
 SHEET_QUERIES: Final = 6
@@ -92,6 +94,7 @@ def run_demo(
 
     Raises:
         OpqnError: a package of the extra ``demo`` is missing, or the disk is full.
+        TrainingInterruptedError: asked to stop; the same call goes on.
     """
     began = time.monotonic()
     on_stage("preparing the ORL faces")
@@ -101,7 +104,11 @@ def run_demo(
     }
     settings = load_settings("orl", num_bits=NUM_BITS, overrides=[f"train.seed={seed}"])
     on_stage(f"training on {len(splits['seen'].train)} images of people to be seen again")
-    result = train(settings, prepared.root, splits["seen"], out / "training", resume=True, on_progress=on_progress)
+    run = out / "training"
+    try:
+        result = train(settings, prepared.root, splits["seen"], run, resume=True, on_progress=on_progress)
+    except TrainingInterruptedError as error:
+        raise TrainingInterruptedError(f"stopped; what was learned is in {run}, the same command goes on") from error
     model = result.model
 
     on_stage("encoding, and fitting FAISS PQ and OPQ to the same features")
@@ -124,7 +131,9 @@ def run_demo(
         sheets[name] = _search_sheet(
             model, code_set, prepared.root, query, f"{name.capitalize()} people, {NUM_BITS} bits a face"
         )
-        sheets[name].save(out / f"search-{name}.png")
+        picture = BytesIO()
+        sheets[name].save(picture, "PNG")
+        atomic_write_bytes(out / f"search-{name}.png", picture.getvalue())
 
     on_stage("writing the report")
     page = out / "report.html"

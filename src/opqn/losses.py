@@ -159,7 +159,7 @@ class OPQNLoss(nn.Module):
             functional.normalize(vectors, dim=2).transpose(0, 1),
             functional.normalize(self.prototypes, dim=2).transpose(1, 2),
         ).transpose(0, 1)
-        is_true = functional.one_hot(labels, cosines.shape[2]).unsqueeze(1)
+        is_true = functional.one_hot(labels, cosines.shape[2]).unsqueeze(1).to(cosines.dtype)
         return self.scale * (cosines - self.margin * is_true)
 
     def forward(self, output: QuantizerOutput, labels: Tensor) -> LossParts:

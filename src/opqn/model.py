@@ -118,7 +118,7 @@ class ModelConfig(Settings):
         check_code_shape(self.num_books, self.book_dim, self.num_words)
         size = default_image_size(self.backbone)
         if self.image_size != size and not self.backbone.startswith("timm/"):
-            raise ConfigError(f"image_size is {self.image_size}; {self.backbone} takes images of {size}")
+            raise ConfigError(f"image_size is {self.image_size}; {self.backbone!r} takes images of {size}")
         if not all(map(math.isfinite, [*(self.mean or ()), *(self.std or ())])) or min(self.std or (1,)) <= 0:
             raise ConfigError(f"mean {self.mean} and std {self.std} must be finite, and std positive")
         if self.resize < self.image_size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from opqn.data.images import SkippedImage, UnreadableImageError, load_image, to_array
 from opqn.data.splits import Split, person_of
-from opqn.errors import DataError
+from opqn.errors import ConfigError, DataError
 from opqn.evaluation import EvaluationReport, evaluate, evaluate_features, quantization_error
 from opqn.model import OPQN
 
@@ -122,8 +123,11 @@ def evaluate_split(
         on_images: told of the progress.
 
     Raises:
+        ConfigError: ``query_temperature`` is not a positive finite number.
         DataError: no image of a role can be read, or no query has a match.
     """
+    if query_temperature is not None and not 0 < query_temperature < math.inf:
+        raise ConfigError(f"query_temperature is {query_temperature}; it must be a positive finite number")
     count = len(split.gallery) + len(split.query)
     gallery = image_features(model, root, split.gallery, lambda done, _: on_images(done, count))
     query = image_features(model, root, split.query, lambda done, _: on_images(len(split.gallery) + done, count))

@@ -235,7 +235,7 @@ class _Run:
             self.accelerator.scaler.load_state_dict(stored["scaler"])
 
     def run(self, stop: threading.Event, on_progress: Callable[[Progress], None]) -> TrainingResult:
-        """Train what is left, then choose the best model and its query temperature, and save it."""
+        """Train what is left, then save the best model."""
         steps = self.settings.train.epochs * self.data.steps_per_epoch
         main = self.accelerator.is_main_process
         if main:
@@ -347,7 +347,7 @@ class _Run:
         count = len(pending)
         pending.clear()
         chance = _chance_level(self.loss)
-        if not all(map(math.isfinite, sums)) or sums[1] / count > chance + 0.5 * self.loss.scale:
+        if not all(map(math.isfinite, sums)) or sums[1] / count > chance + self.loss.scale:
             raise TrainingDivergedError(
                 f"the training went astray at step {self.state.step}: loss {sums[0] / count:.3g}, where guessing gives "
                 f"{chance:.3g}. Lower train.learning_rate, set train.warmup_epochs to 1 or more, or train.clip_norm to "
@@ -392,7 +392,11 @@ class _Run:
         if improved or (self.data.gallery is None and is_last):
             state.best_map = progress.validation_map if progress.validation_map is not None else state.best_map
             state.best_epoch = progress.epoch
-            self.model.training_facts = {**self.model.training_facts, "best_epoch": progress.epoch}
+            self.model.training_facts = {
+                **self.model.training_facts,
+                "best_epoch": progress.epoch,
+                "validation_map": progress.validation_map,
+            }
             self.model.save_pretrained(self.out / "best")
         row = {key: value for key, value in asdict(progress).items() if key not in ("epochs", "steps", "seconds_left")}
         state.history.append({**row, "seconds": round(state.seconds, 1)})
@@ -403,18 +407,25 @@ class _Run:
         return progress
 
     def _validate(self) -> tuple[float, float]:
-        """Return the mAP of codes and of uncompressed features on the validation split."""
-        (gallery, gallery_labels), (query, query_labels) = self._validation_features(self.model)
-        codes, tables = self.model.encode_features(gallery), self.model.tables_of_features(query)
-        on_codes = evaluate(codes, gallery_labels, tables, query_labels)
-        on_features = evaluate_features(gallery.numpy(), gallery_labels, query.numpy(), query_labels)
-        return on_codes.mean_average_precision, on_features.mean_average_precision
+        """Return the mAP of codes and of uncompressed features on the validation split.
 
-    def _validation_features(self, model: OPQN) -> tuple[_Features, _Features]:
-        gallery, query = self.data.gallery, self.data.query
-        if gallery is None or query is None:
+        Fits the query temperature first, where the settings ask for it: a code can only be judged with a fitting one.
+        """
+        if self.data.gallery is None or self.data.query is None:
             raise ConfigError("this training has no validation split")
-        return _features(model, gallery), _features(model, query)
+        gallery, gallery_labels = _features(self.model, self.data.gallery)
+        query, query_labels = _features(self.model, self.data.query)
+        fits = self.settings.train.fit_query_temperature
+        best, maps = fit_query_temperature(
+            self.model.encode_features(gallery),
+            gallery_labels,
+            lambda temperature: self.model.tables_of_features(query, temperature),
+            query_labels,
+            QUERY_TEMPERATURES if fits else (self.settings.model.query_temperature,),
+        )
+        self.model.with_query_temperature(best)
+        on_features = evaluate_features(gallery.numpy(), gallery_labels, query.numpy(), query_labels)
+        return maps[best], on_features.mean_average_precision
 
     def _save(self) -> None:
         if not self.accelerator.is_main_process:
@@ -447,24 +458,11 @@ class _Run:
         }
 
     def _finish(self) -> TrainingResult:
-        """Take the best model, fit its query temperature on the validation split, and save it as ``model``."""
+        """Save the best model as ``model``."""
         target = self.out / "model"
         if self.accelerator.is_main_process:
             model = OPQN.from_pretrained(self.out / "best", self.accelerator.device)
-            facts: dict[str, Any] = {}
-            if self.data.gallery is not None:
-                facts["validation_map"] = round(self.state.best_map, 4)
-                if self.settings.train.fit_query_temperature:
-                    (gallery, gallery_labels), (query, query_labels) = self._validation_features(model)
-                    best, maps = fit_query_temperature(
-                        model.encode_features(gallery),
-                        gallery_labels,
-                        lambda temperature: model.tables_of_features(query, temperature),
-                        query_labels,
-                    )
-                    model.with_query_temperature(best)
-                    facts["validation_map_at_fitted_temperature"] = round(maps[best], 4)
-            model.training_facts = {**model.training_facts, **facts, "seconds": round(self.state.seconds)}
+            model.training_facts = {**model.training_facts, "seconds": round(self.state.seconds)}
             model.save_pretrained(target)
         self.accelerator.wait_for_everyone()
         self.state = broadcast_object_list([self.state])[0]

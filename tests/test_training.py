@@ -1,0 +1,645 @@
+"""Training: what it leaves, what stops it, and that stopping changes nothing."""
+
+import errno
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from opqn import training
+from opqn.config import TrainingSettings
+from opqn.data.dataset import FaceDataset
+from opqn.data.splits import Split, person_of
+from opqn.errors import ConfigError, CorruptFileError, DataError, OpqnError
+from opqn.losses import OPQNLoss
+from opqn.model import OPQN
+from opqn.training import (
+    QUERY_TEMPERATURES,
+    TrainingDivergedError,
+    TrainingInterruptedError,
+    fit_query_temperature,
+    learning_rate_at,
+    train,
+)
+
+STEPS = 5  # of an epoch: 8 people with 5 pictures each to train on and 2 to validate with, in batches of 8
+VARIANTS = {
+    "plain": {},
+    "accumulation": {
+        "train": {"accumulation": 2, "clip_norm": 1.0},
+        "augment": {"rotate_degrees": 10.0, "contrast": 0.2, "erase": 0.3},
+        "loss": {"margin_ramp_epochs": 1.5, "mu_ramp_epochs": 1.0},
+    },
+    "bf16": {"train": {"mixed_precision": "bf16"}},
+    "unseen": {"train": {"validation": "unseen"}},
+    "learned": {"model": {"codebooks": "learned"}, "train": {"validation": "none"}},
+}
+
+
+def make_settings(**changes):
+    """Settings of a training of seconds, with ``changes`` by section."""
+    base = {
+        "model": {"backbone": "resnet20-32-narrow", "num_books": 2, "num_words": 8, "book_dim": 8},
+        "loss": {"margin": 0.1, "scale": 10.0},
+        "train": {
+            "epochs": 2,
+            "batch_size": 8,
+            "learning_rate": 0.01,
+            "validation": "seen",
+            "validation_share": 0.25,
+            "device": "cpu",
+        },
+        "augment": {},
+    }
+    return TrainingSettings(**{name: {**values, **changes.get(name, {})} for name, values in base.items()})
+
+
+def interrupt_after(calls, number=signal.SIGINT):
+    """Return an ``on_progress`` that sends this process a signal when it is called for the n-th time."""
+    seen = []
+
+    def on_progress(progress):
+        seen.append(progress)
+        if len(seen) == calls:
+            os.kill(os.getpid(), number)
+
+    return on_progress
+
+
+def interrupted_run(settings, faces, out, calls=2):
+    with pytest.raises(TrainingInterruptedError, match=r"stopped at step \d+; .*checkpoint.*--resume goes on"):
+        train(settings, *faces, out, on_progress=interrupt_after(calls))
+
+
+def timeless(history):
+    return [{key: value for key, value in row.items() if key not in ("seconds", "images_per_second")} for row in history]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(drawn_faces, tmp_path_factory):
+    """Return a function that gives the result of a variant's training, run once without a stop."""
+    results = {}
+
+    def get(variant):
+        if variant not in results:
+            out = tmp_path_factory.mktemp("runs") / variant
+            results[variant] = train(make_settings(**VARIANTS[variant]), *drawn_faces, out)
+        return results[variant]
+
+    return get
+
+
+@pytest.fixture
+def own_faces(drawn_faces, tmp_path):
+    """The drawn faces in a folder that may be changed."""
+    root, split = drawn_faces
+    return Path(shutil.copytree(root, tmp_path / "faces")), split
+
+
+def test_run_leaves_a_model_a_history_and_its_settings(uninterrupted):
+    result = uninterrupted("plain")
+    out = result.folder.parent
+    assert sorted(path.name for path in out.iterdir()) == ["best", "checkpoint", "history.jsonl", "model", "settings.json"]
+    assert OPQN.from_pretrained(out / "model").fingerprint == result.model.fingerprint
+    assert [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()] == json.loads(
+        json.dumps(result.history)
+    )
+    assert [row["step"] for row in result.history] == [STEPS, 2 * STEPS]
+    assert TrainingSettings(**json.loads((out / "settings.json").read_text())) == make_settings()
+    facts = result.model.training_facts
+    assert (facts["people"], facts["images"], facts["split"]) == (8, 40, "drawn-seen")
+    assert facts["best_epoch"] == result.best_epoch
+    assert result.validation_map == result.history[result.best_epoch - 1]["validation_map"]
+    assert result.skipped == ()
+    assert not result.model.training
+
+
+@pytest.mark.slow
+def test_training_learns(drawn_faces, tmp_path):
+    changes = {"model": {"num_books": 4, "dropout": 0.0}, "train": {"epochs": 12, "learning_rate": 0.005}}
+    result = train(make_settings(**changes, loss={"margin": 0.0}), *drawn_faces, tmp_path / "run")
+    first, last = result.history[0], result.history[-1]
+    assert last["loss"] < first["loss"] / 2
+    assert last["original"] < first["original"] / 2
+    assert last["quantized"] < first["quantized"] / 2
+    assert result.validation_map > 0.7  # 0.27 by chance
+    assert last["validation_map_features"] > 0.9
+
+
+class TestResume:
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_interrupted_run_gives_bitwise_the_same(self, variant, drawn_faces, tmp_path, uninterrupted):
+        settings, expected = make_settings(**VARIANTS[variant]), uninterrupted(variant)
+        interrupted_run(settings, drawn_faces, tmp_path)
+        assert not (tmp_path / "model").exists()
+        progress = json.loads((tmp_path / "checkpoint/state.json").read_text())["progress"]
+        assert progress["step"] == 3
+        result = train(settings, *drawn_faces, tmp_path, resume=True)
+        assert result.model.fingerprint == expected.model.fingerprint
+        assert timeless(result.history) == timeless(expected.history)
+        assert (result.best_epoch, result.validation_map) == (expected.best_epoch, expected.validation_map)
+
+    @pytest.mark.parametrize("calls", [1, STEPS - 1, STEPS, STEPS + 1, 2 * STEPS - 2])
+    def test_it_does_not_matter_where(self, calls, drawn_faces, tmp_path, uninterrupted):
+        interrupted_run(make_settings(), drawn_faces, tmp_path, calls)
+        result = train(make_settings(), *drawn_faces, tmp_path, resume=True)
+        assert result.model.fingerprint == uninterrupted("plain").model.fingerprint
+        assert timeless(result.history) == timeless(uninterrupted("plain").history)
+
+    def test_stop_in_the_last_step_is_too_late(self, drawn_faces, tmp_path, uninterrupted):
+        result = train(make_settings(), *drawn_faces, tmp_path, on_progress=interrupt_after(2 * STEPS - 1))
+        assert result.model.fingerprint == uninterrupted("plain").model.fingerprint
+
+    def test_terminated_run_saves_too(self, drawn_faces, tmp_path):
+        with pytest.raises(TrainingInterruptedError):
+            train(make_settings(), *drawn_faces, tmp_path, on_progress=interrupt_after(2, signal.SIGTERM))
+        assert training.has_checkpoint(tmp_path / "checkpoint")
+
+    def test_second_signal_does_not_wait(self, drawn_faces, tmp_path):
+        before = signal.getsignal(signal.SIGINT)
+
+        def on_progress(_):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        with pytest.raises(KeyboardInterrupt):
+            train(make_settings(), *drawn_faces, tmp_path, on_progress=on_progress)
+        assert signal.getsignal(signal.SIGINT) is before
+
+    def test_thread_other_than_the_main_one_can_train(self, drawn_faces, tmp_path, uninterrupted):
+        results = []
+        thread = threading.Thread(target=lambda: results.append(train(make_settings(), *drawn_faces, tmp_path)))
+        thread.start()
+        thread.join()
+        assert results[0].model.fingerprint == uninterrupted("plain").model.fingerprint
+
+    def test_finished_run_resumes_to_the_same_result(self, drawn_faces, tmp_path, uninterrupted):
+        out = shutil.copytree(uninterrupted("plain").folder.parent, tmp_path / "run")
+        shutil.rmtree(out / "model")
+        result = train(make_settings(), *drawn_faces, out, resume=True)
+        assert result.model.fingerprint == uninterrupted("plain").model.fingerprint
+        assert timeless(result.history) == timeless(uninterrupted("plain").history)
+
+    def test_resume_without_a_checkpoint_starts(self, drawn_faces, tmp_path, uninterrupted):
+        result = train(make_settings(), *drawn_faces, tmp_path, resume=True)
+        assert result.model.fingerprint == uninterrupted("plain").model.fingerprint
+
+    def test_run_is_not_overwritten_without_resume(self, drawn_faces, tmp_path):
+        interrupted_run(make_settings(), drawn_faces, tmp_path)
+        before = contents(tmp_path / "checkpoint")
+        with pytest.raises(ConfigError, match="holds a training already; pass --resume"):
+            train(make_settings(), *drawn_faces, tmp_path)
+        assert contents(tmp_path / "checkpoint") == before
+
+    def test_other_settings_are_refused_by_name(self, drawn_faces, tmp_path):
+        root, split = drawn_faces
+        interrupted_run(make_settings(), drawn_faces, tmp_path)
+        before = contents(tmp_path / "checkpoint")
+        for changes, message in (
+            ({"train": {"learning_rate": 0.02}}, r"train\.learning_rate was 0\.01, is 0\.02"),
+            ({"loss": {"mu": 0.2}}, r"loss\.mu was 0\.1, is 0\.2"),
+            ({"model": {"num_words": 4}}, r"model\.num_words was 8, is 4"),
+            ({"augment": {"erase": 0.5}}, r"augment\.erase was 0\.0, is 0\.5"),
+        ):
+            with pytest.raises(ConfigError, match=message):
+                train(make_settings(**changes), root, split, tmp_path, resume=True)
+        other = Split("other", "seen", 1, split.train, split.train, split.query)
+        with pytest.raises(ConfigError, match="split was"):
+            train(make_settings(), root, other, tmp_path, resume=True)
+        assert contents(tmp_path / "checkpoint") == before
+
+    def test_images_that_became_unreadable_are_refused(self, own_faces, tmp_path):
+        root, _ = own_faces
+        interrupted_run(make_settings(), own_faces, tmp_path / "run")
+        (root / "p0/0.png").write_bytes(b"broken")
+        (root / "p0/1.png").write_bytes(b"broken")
+        (root / "p0/2.png").write_bytes(b"broken")
+        with pytest.raises(ConfigError, match="readable_images was 40, is 3[789]"):
+            train(make_settings(), *own_faces, tmp_path / "run", resume=True)
+
+    def test_damaged_checkpoint_is_refused(self, drawn_faces, tmp_path):
+        interrupted_run(make_settings(), drawn_faces, tmp_path)
+        tensors = tmp_path / "checkpoint/state.safetensors"
+        tensors.write_bytes(tensors.read_bytes()[:-1])
+        with pytest.raises(CorruptFileError, match="delete .*checkpoint to start again"):
+            train(make_settings(), *drawn_faces, tmp_path, resume=True)
+
+    @pytest.mark.parametrize("room", [0, 2, 3, 4])
+    def test_full_disk_leaves_the_old_checkpoint(
+        self, room, drawn_faces, tmp_path, uninterrupted, full_disk_after, monkeypatch
+    ):
+        interrupted_run(make_settings(), drawn_faces, tmp_path)
+        before = contents(tmp_path / "checkpoint")
+        full_disk_after(room)
+        with pytest.raises(OpqnError, match=f"the disk is full.*unchanged|{os.strerror(errno.ENOSPC)}"):
+            train(make_settings(), *drawn_faces, tmp_path, resume=True)
+        assert contents(tmp_path / "checkpoint") == before
+        monkeypatch.undo()
+        result = train(make_settings(), *drawn_faces, tmp_path, resume=True)
+        assert result.model.fingerprint == uninterrupted("plain").model.fingerprint
+
+    @pytest.mark.slow
+    def test_killed_run_gives_bitwise_the_same(self, drawn_faces, tmp_path, uninterrupted):
+        root, split = drawn_faces
+        split.save(tmp_path / "split.json")
+        settings = make_settings(train={"checkpoint_minutes": 1e-9})  # a checkpoint every step
+        (tmp_path / "settings.json").write_text(settings.model_dump_json())
+        command = [sys.executable, "-c", KILLED_PROGRAM, str(tmp_path), str(root)]
+        rng = np.random.default_rng()
+        for _ in range(3):
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+                for _ in range(rng.integers(1, 4)):
+                    assert process.stdout.readline() == "step\n"
+                threading.Event().wait(rng.uniform(0, 0.2))
+                process.kill()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        result = OPQN.from_pretrained(tmp_path / "run/model")
+        assert result.fingerprint == uninterrupted("plain").model.fingerprint
+        history = [json.loads(line) for line in (tmp_path / "run/history.jsonl").read_text().splitlines()]
+        assert timeless(history) == timeless(json.loads(json.dumps(uninterrupted("plain").history)))
+
+
+KILLED_PROGRAM = """
+import json, pathlib, sys
+from opqn.config import TrainingSettings
+from opqn.data.splits import Split
+from opqn.training import train
+here = pathlib.Path(sys.argv[1])
+settings = TrainingSettings(**json.loads((here / "settings.json").read_text()))
+train(settings, sys.argv[2], Split.load(here / "split.json"), here / "run", resume=True,
+      on_progress=lambda _: print("step", flush=True))
+"""
+
+
+class TestImages:
+    @pytest.mark.slow
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_result_does_not_depend_on_the_cache(self, workers, drawn_faces, tmp_path, uninterrupted):
+        result = train(make_settings(train={"cache_mb": 0, "workers": workers}), *drawn_faces, tmp_path)
+        assert result.model.fingerprint == uninterrupted("plain").model.fingerprint
+        assert timeless(result.history) == timeless(uninterrupted("plain").history)
+
+    def test_test_images_are_never_opened(self, own_faces, tmp_path):
+        root, split = own_faces
+        train_paths = tuple(path for path in split.train if person_of(path) < "p5")
+        tested = [path for path in split.train if person_of(path) >= "p5"]
+        unseen = Split("drawn-unseen", "unseen", 0, train_paths, tuple(tested[::2]), tuple(tested[1::2]))
+        for path in tested:
+            (root / path).unlink()
+        settings = make_settings(train={"epochs": 1})
+        assert train(settings, root, unseen, tmp_path / "run").skipped == ()
+
+    @pytest.mark.parametrize("validation", ["unseen", "seen"])
+    def test_validation_images_are_in_no_batch(self, validation, drawn_faces, tmp_path, monkeypatch):
+        root, split = drawn_faces
+        trained = set()
+        batches = training._Run._batches
+
+        def spy(run, *arguments):
+            for batch in batches(run, *arguments):
+                trained.update(run.data.dataset.paths[index] for index in batch.indices.tolist())
+                yield batch
+
+        monkeypatch.setattr(training._Run, "_batches", spy)
+        run = training._Run(make_settings(train={"validation": validation}), root, split, tmp_path, resume=False)
+        run.run(threading.Event(), lambda _: None)
+        assert trained == set(run.data.dataset.paths)
+        assert trained < set(split.train)
+        assert not trained & set(run.data.query.paths)
+        if validation == "unseen":
+            tested = {person_of(path) for path in (*run.data.gallery.paths, *run.data.query.paths)}
+            assert len(tested) == 2
+            assert not tested & {person_of(path) for path in trained}
+
+    def test_every_step_has_its_own_images(self, drawn_faces, tmp_path, monkeypatch):
+        drawn = []
+        augment = training.augment_batch
+
+        def spy(images, crop, **options):
+            drawn.append((options["epoch"], options["indices"].tolist()))
+            return augment(images, crop, **options)
+
+        monkeypatch.setattr(training, "augment_batch", spy)
+        train(make_settings(train={"accumulation": 2}), *drawn_faces, tmp_path)
+        assert [epoch for epoch, _ in drawn] == [0] * 2 * STEPS + [1] * 2 * STEPS
+        first, second = ([index for epoch, part in drawn if epoch == number for index in part] for number in (0, 1))
+        assert sorted(first) == sorted(second) == list(range(40))
+        assert first != second
+
+    @pytest.mark.parametrize("cache_mb", [0, 100])
+    def test_unreadable_images_are_left_out_and_listed(self, cache_mb, own_faces, tmp_path):
+        root, split = own_faces
+        broken = {path for path in split.train if person_of(path) == "p3"} | {"p0/0.png", "p5/3.png"}
+        for path in broken:
+            (root / path).write_bytes(b"broken")
+        settings = make_settings(train={"cache_mb": cache_mb, "workers": 0, "epochs": 4, "validation": "none"})
+        result = train(settings, root, split, tmp_path / "run")
+        assert {image.path for image in result.skipped} == broken
+        assert all(image.reason for image in result.skipped)
+        assert result.model.training_facts["people"] == 7
+        assert all(math.isfinite(row["loss"]) for row in result.history)
+
+    def test_image_in_place_of_an_unreadable_one_brings_its_own_label(self, own_faces):
+        root, _ = own_faces
+        (root / "p0/1.png").write_bytes(b"broken")
+        data = FaceDataset(root, ["p0/0.png", "p0/1.png", "p1/0.png"], [0, 0, 1], 35, cache_bytes=0)
+        data.preload()
+        features, labels = training._features(OPQN(make_settings().model), data)
+        assert labels.tolist() == [0, 1, 1]
+        assert torch.equal(features[1], features[2])
+
+    def test_validation_without_readable_matches_is_refused_at_the_start(self, own_faces, tmp_path):
+        root, split = own_faces
+        with pytest.MonkeyPatch.context() as patch:
+            gallery, query = ("p0/0.png", "p1/0.png"), ("p2/0.png",)
+            patch.setattr(training, "validation_split", lambda *_, **__: training_parts(split, gallery, query))
+            with pytest.raises(DataError, match="set train.validation to none"):
+                train(make_settings(), root, split, tmp_path / "run")
+
+    def test_batch_larger_than_the_data_names_the_largest_that_fits(self, drawn_faces, tmp_path):
+        with pytest.raises(ConfigError, match="train.batch_size is 64 and there are 40 images.*at most 40"):
+            train(make_settings(train={"batch_size": 64}), *drawn_faces, tmp_path)
+        train(make_settings(train={"batch_size": 40, "epochs": 1}), *drawn_faces, tmp_path)
+
+    def test_one_person_is_too_few(self, drawn_faces, tmp_path):
+        root, split = drawn_faces
+        paths = split.train[:7]
+        one = Split("one", "seen", 0, paths, paths, split.query[:1])
+        with pytest.raises(DataError, match="1 person is left .* at least 2"):
+            train(make_settings(train={"validation": "none", "batch_size": 2}), root, one, tmp_path)
+        with pytest.raises(DataError, match="too few .* set train.validation to 'seen' or 'none'"):
+            train(make_settings(train={"validation": "unseen"}), root, one, tmp_path)
+
+    def test_folder_without_readable_images_is_refused(self, drawn_faces, tmp_path):
+        _, split = drawn_faces
+        with pytest.raises(DataError, match="none of the .* can be read"):
+            train(make_settings(), tmp_path / "nowhere", split, tmp_path / "run")
+
+
+def training_parts(split, gallery, query):
+    from opqn.data.splits import ValidationSplit
+
+    return ValidationSplit(split.train[21:], gallery, query)
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"train": {"mixed_precision": "fp16"}}, "fp16 needs a GPU; use bf16 or no on the CPU"),
+            ({"train": {"accumulation": 3}}, "batch_size is 8; it must be a multiple of .*, 3"),
+            ({"train": {"accumulation": 8}}, "leaves one image a part.*set it to 16 or more"),
+            ({"model": {"backbone": "resnet50"}}, "unknown backbone"),
+        ],
+    )
+    def test_impossible_combinations_are_refused_before_any_image_is_read(self, changes, message, tmp_path):
+        paths = ("a/1.png", "a/2.png", "b/1.png")
+        split = Split("none", "seen", 0, paths, paths, ("b/2.png",))
+        with pytest.raises(ConfigError, match=message):
+            train(make_settings(**changes), tmp_path / "nowhere", split, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize("device", ["cuda", "mps"])
+    def test_device_that_is_not_there_is_refused(self, device, drawn_faces, tmp_path, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+        with pytest.raises(ConfigError, match=f"train.device is {device}, which this machine"):
+            train(make_settings(train={"device": device}), *drawn_faces, tmp_path)
+
+    def test_tensorboard_files_are_written(self, drawn_faces, tmp_path):
+        accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        result = train(make_settings(train={"tensorboard": True}), *drawn_faces, tmp_path)
+        events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+        assert {"loss", "learning_rate", "validation_map", "used_words/0", "used_words/1"} <= set(events.Tags()["scalars"])
+        losses = [(event.step, event.value) for event in events.Scalars("loss")]
+        assert losses == [(row["step"], pytest.approx(row["loss"])) for row in result.history]
+
+    def test_without_validation_the_last_epoch_is_kept(self, uninterrupted):
+        result = uninterrupted("learned")
+        assert result.best_epoch == 2
+        assert result.validation_map is None
+        assert result.model.config.query_temperature == 1
+        assert result.history[-1]["validation_map"] is None
+
+
+class TestSchedule:
+    def test_step(self):
+        settings = make_settings(train={"epochs": 100, "learning_rate": 0.2, "step_epochs": 10, "step_factor": 0.5})
+        for epoch in (0, 0.5, 9.99, 10, 25, 99.9):
+            assert learning_rate_at(epoch, settings) == 0.2 * 0.5 ** math.floor(epoch / 10)
+
+    def test_cosine_falls_from_the_rate_to_zero(self):
+        settings = make_settings(train={"epochs": 40, "learning_rate": 0.2, "schedule": "cosine"})
+        rates = [learning_rate_at(epoch, settings) for epoch in range(41)]
+        assert rates[0] == 0.2
+        assert rates[20] == pytest.approx(0.1)
+        assert rates[10] == pytest.approx(0.2 * (1 + math.sqrt(0.5)) / 2)
+        assert rates[40] == pytest.approx(0, abs=1e-15)
+        assert rates == sorted(rates, reverse=True)
+
+    @pytest.mark.parametrize("schedule", ["step", "cosine"])
+    def test_warmup_grows_linearly_from_zero(self, schedule):
+        settings = make_settings(
+            train={"epochs": 12, "learning_rate": 0.2, "schedule": schedule, "warmup_epochs": 2, "step_epochs": 5}
+        )
+        assert [learning_rate_at(epoch, settings) for epoch in (0, 0.5, 1, 1.5)] == pytest.approx([0, 0.05, 0.1, 0.15])
+        assert learning_rate_at(2, settings) == 0.2
+        assert learning_rate_at(7, settings) == pytest.approx(0.1)
+
+    def test_warmup_may_fill_the_training(self):
+        settings = make_settings(train={"epochs": 4, "learning_rate": 0.2, "schedule": "cosine", "warmup_epochs": 4})
+        assert learning_rate_at(3, settings) == pytest.approx(0.15)
+        assert math.isfinite(learning_rate_at(4, settings))
+
+    def test_rate_margin_and_mu_move_with_every_step(self, drawn_faces, tmp_path, monkeypatch):
+        seen = []
+        forward = OPQNLoss.forward
+
+        def spy(loss, *arguments):
+            seen.append((loss.margin, loss.mu))
+            return forward(loss, *arguments)
+
+        monkeypatch.setattr(OPQNLoss, "forward", spy)
+        settings = make_settings(
+            train={"epochs": 3, "warmup_epochs": 2, "validation_every": 3},
+            loss={"margin": 0.3, "mu": 0.2, "margin_ramp_epochs": 1.5, "mu_ramp_epochs": 0.5},
+        )
+        rates = {}
+        train(settings, *drawn_faces, tmp_path, on_progress=lambda p: rates.setdefault(p.step, p.learning_rate))
+        epochs = [step / STEPS for step in range(3 * STEPS)]
+        assert [margin for margin, _ in seen] == pytest.approx([0.3 * min(1, epoch / 1.5) for epoch in epochs])
+        assert [mu for _, mu in seen] == pytest.approx([0.2 * min(1, epoch / 0.5) for epoch in epochs])
+        assert rates == {step + 1: learning_rate_at(epoch, settings) for step, epoch in enumerate(epochs)}
+
+
+class TestDivergence:
+    def test_loss_that_is_no_number_stops_and_leaves_the_checkpoint(
+        self, drawn_faces, tmp_path, monkeypatch, uninterrupted
+    ):
+        interrupted_run(make_settings(), drawn_faces, tmp_path)
+        before = contents(tmp_path / "checkpoint")
+        forward = OPQNLoss.forward
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                OPQNLoss,
+                "forward",
+                lambda *arguments: (lambda parts: parts._replace(total=parts.total * math.nan))(forward(*arguments)),
+            )
+            with pytest.raises(TrainingDivergedError, match=r"at step 4: loss nan.*Lower train\.learning_rate"):
+                train(make_settings(), *drawn_faces, tmp_path, resume=True)
+        assert contents(tmp_path / "checkpoint") == before
+        result = train(make_settings(), *drawn_faces, tmp_path, resume=True)
+        assert result.model.fingerprint == uninterrupted("plain").model.fingerprint
+
+    def test_absurd_learning_rate_is_noticed(self, drawn_faces, tmp_path):
+        with pytest.raises(TrainingDivergedError, match=r"Lower train\.learning_rate, set train\.warmup_epochs"):
+            train(make_settings(train={"learning_rate": 1e30}), *drawn_faces, tmp_path)
+        assert not (tmp_path / "model").exists()
+
+    def test_first_steps_of_short_books_are_no_divergence(self, drawn_faces, tmp_path):
+        changes = {"model": {"num_words": 4, "book_dim": 4}, "loss": {"scale": 20.0, "margin": 0.2}}
+        settings = make_settings(**changes, train={"epochs": 1, "learning_rate": 1e-4})
+        result = train(settings, *drawn_faces, tmp_path)
+        assert result.history[0]["original"] > 12  # a few random directions are never far from each other
+
+
+class TestBestModel:
+    def fake_validation(self, monkeypatch, values):
+        fingerprints = []
+
+        def validate(run):
+            fingerprints.append(run.model.fingerprint)
+            return values[len(fingerprints) - 1], 0.5
+
+        monkeypatch.setattr(training._Run, "_validate", validate)
+        return fingerprints
+
+    @pytest.mark.parametrize(
+        ("values", "best"), [([0.3, 0.9, 0.5], 2), ([0.9, 0.3, 0.5], 1), ([0.0, 0.0, 0.4], 3), ([0.7, 0.7, 0.2], 2)]
+    )
+    def test_best_by_validation_is_kept(self, values, best, drawn_faces, tmp_path, monkeypatch):
+        fingerprints = self.fake_validation(monkeypatch, values)
+        settings = make_settings(train={"epochs": 3, "fit_query_temperature": False})
+        result = train(settings, *drawn_faces, tmp_path)
+        assert len(set(fingerprints)) == 3
+        assert result.best_epoch == best
+        assert result.validation_map == values[best - 1]
+        assert result.model.fingerprint == fingerprints[best - 1]
+        assert result.model.training_facts["best_epoch"] == best
+
+    def test_last_epoch_is_always_validated(self, drawn_faces, tmp_path, monkeypatch):
+        self.fake_validation(monkeypatch, [0.3, 0.2])
+        result = train(make_settings(train={"epochs": 3, "validation_every": 2}), *drawn_faces, tmp_path)
+        assert [row["validation_map"] for row in result.history] == [None, 0.3, 0.2]
+        assert result.best_epoch == 2
+
+    def test_reported_map_is_that_of_the_saved_model(self, drawn_faces, tmp_path):
+        settings = make_settings(train={"fit_query_temperature": False})
+        run = training._Run(settings, *drawn_faces, tmp_path, resume=False)
+        result = run.run(threading.Event(), lambda _: None)
+        root = drawn_faces[0]
+        codes = result.model.encode([root / path for path in run.data.gallery.paths])
+        tables = result.model.lookup_tables([root / path for path in run.data.query.paths])
+        report = training.evaluate(codes, run.data.gallery.labels, tables, run.data.query.labels)
+        assert report.mean_average_precision == pytest.approx(result.validation_map)
+
+
+class TestQueryTemperature:
+    def tables_at(self, features):
+        def make(temperature):
+            weights = np.exp(temperature * features)
+            return (weights / weights.sum(axis=2, keepdims=True)).astype(np.float32)
+
+        return make
+
+    def explicit_map(self, codes, labels, tables, query_labels):
+        """Mean average precision, straight from its definition."""
+        precisions = []
+        for table, label in zip(tables, query_labels, strict=True):
+            scores = []
+            for code in codes:
+                score = np.float32(0)
+                for book, word in enumerate(code):
+                    score = np.float32(score + table[book, word])
+                scores.append(score)
+            order = sorted(range(len(codes)), key=lambda item: (-scores[item], item))
+            ranks = [rank for rank, item in enumerate(order, 1) if labels[item] == label]
+            precisions.append(sum(hits / rank for hits, rank in enumerate(ranks, 1)) / len(ranks))
+        return sum(precisions) / len(precisions)
+
+    def test_best_of_an_explicit_table_is_chosen(self):
+        rng = np.random.default_rng(3)
+        codes = rng.integers(0, 8, (40, 3)).astype(np.uint8)
+        labels, query_labels = np.repeat(np.arange(5), 8), np.repeat(np.arange(5), 4)
+        tables_at = self.tables_at(rng.normal(size=(20, 3, 8)))
+        best, maps = fit_query_temperature(codes, labels, tables_at, query_labels)
+        expected = {t: self.explicit_map(codes, labels, tables_at(t), query_labels) for t in QUERY_TEMPERATURES}
+        assert maps == pytest.approx(expected)
+        assert len({round(value, 9) for value in maps.values()}) > 3
+        assert expected[best] == pytest.approx(max(expected.values()))
+
+    def test_of_equal_temperatures_the_nearest_to_one_is_chosen(self):
+        codes = np.array([[0], [1]], np.uint8)
+        labels = np.array([0, 1])
+        tables_at = self.tables_at(np.array([[[1.0, 0.0]], [[0.0, 1.0]]]))
+        for temperatures, expected in (((0.5, 1.0, 2.0), 1.0), ((8.0, 4.0, 2.0), 2.0), ((0.25, 0.5), 0.5)):
+            best, maps = fit_query_temperature(codes, labels, tables_at, labels, temperatures)
+            assert set(maps.values()) == {1.0}
+            assert best == expected
+
+    def test_fitted_temperature_is_part_of_the_model(self, uninterrupted):
+        result = uninterrupted("plain")
+        facts = result.model.training_facts
+        assert result.model.config.query_temperature in QUERY_TEMPERATURES
+        assert facts["validation_map_at_fitted_temperature"] >= facts["validation_map"]
+
+
+PROCESSES_PROGRAM = """
+import hashlib, json, os, pathlib, sys, threading
+from opqn import training
+from opqn.config import TrainingSettings
+from opqn.data.splits import Split
+here = pathlib.Path(sys.argv[1])
+settings = TrainingSettings(**json.loads((here / "settings.json").read_text()))
+run = training._Run(settings, pathlib.Path(sys.argv[2]), Split.load(here / "split.json"), here / "run", resume=False)
+result = run.run(threading.Event(), lambda _: None)
+digest = hashlib.sha256()
+for module in (run.model, run.loss):
+    for parameter in module.parameters():
+        digest.update(parameter.detach().numpy().tobytes())
+report = {"processes": run.accelerator.num_processes, "weights": digest.hexdigest(), "model": result.model.fingerprint,
+          "map": result.validation_map, "epochs": len(result.history), "used": result.history[-1]["used_words"]}
+(here / f"rank{os.environ['RANK']}.json").write_text(json.dumps(report))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_two_processes_train_one_model(accumulation, drawn_faces, tmp_path):
+    root, split = drawn_faces
+    split.save(tmp_path / "split.json")
+    (tmp_path / "settings.json").write_text(make_settings(train={"accumulation": accumulation}).model_dump_json())
+    (tmp_path / "program.py").write_text(PROCESSES_PROGRAM)
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    launcher += ["--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
+    command = [sys.executable, *launcher, str(tmp_path / "program.py"), str(tmp_path), str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert first["processes"] == 2
+    assert first["epochs"] == 2
+    assert 0 < first["map"] <= 1
