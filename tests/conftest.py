@@ -34,7 +34,9 @@ def write_faces(root: Path, people: int = PEOPLE, pictures: int = PICTURES) -> S
         for picture in range(pictures):
             draw_face(person, picture).save(root / f"p{person}/{picture}.png")
     train = tuple(f"p{person}/{picture}.png" for person in range(people) for picture in range(pictures - 1))
-    return Split("drawn-seen", "seen", 0, train, train, tuple(f"p{person}/{pictures - 1}.png" for person in range(people)))
+    return Split(
+        "drawn-seen", "seen", 0, train, train, tuple(f"p{person}/{pictures - 1}.png" for person in range(people))
+    )
 
 
 @pytest.fixture(scope="session")

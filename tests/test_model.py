@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from PIL import Image
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from opqn.errors import ConfigError, CorruptFileError, DataError, OpqnError
 from opqn.model import OPQN, ModelConfig
@@ -21,13 +22,15 @@ SMALL = {"backbone": "resnet20-32-narrow", "num_books": 2, "num_words": 4, "book
 
 
 def make_model(seed=0, **config):
-    """Build a small model whose batch normalisation has seen flat pictures of many colours, so that codes differ."""
+    """Build a small model whose batch normalisation has seen pictures of many colours, so that codes differ."""
     torch.manual_seed(seed)
     model = OPQN(ModelConfig(**{**SMALL, **config}), {"people": 8}).train()
-    colours = torch.randint(60, 190, (32, 3, 1, 1), dtype=torch.uint8).expand(32, 3, 32, 32)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = None  # a plain mean over what it sees
+    colours = torch.randint(0, 256, (16, 3, 4, 4), dtype=torch.uint8)
     with torch.no_grad():
-        for _ in range(10):
-            model(model.normalise(colours))
+        model(model.normalise(colours.repeat_interleave(8, 2).repeat_interleave(8, 3)))
     return model.eval()
 
 
@@ -185,7 +188,13 @@ class TestEncode:
 
     @pytest.mark.parametrize(
         "nothing",
-        [[], (), np.empty((0, 9, 9, 3), np.uint8), torch.empty(0, 3, 9, 9, dtype=torch.uint8), torch.empty(0, 3, 32, 32)],
+        [
+            [],
+            (),
+            np.empty((0, 9, 9, 3), np.uint8),
+            torch.empty(0, 3, 9, 9, dtype=torch.uint8),
+            torch.empty(0, 3, 32, 32),
+        ],
         ids=["list", "tuple", "array", "tensor", "floats"],
     )
     def test_no_images_are_no_codes(self, model, nothing):
@@ -271,7 +280,13 @@ class TestFingerprint:
 
     @pytest.mark.parametrize(
         "change",
-        [{"dropout": 0.25}, {"resize": 36}, {"mean": (0.5, 0.5, 0.5)}, {"query_temperature": 1.5}, {"codebook_seed": 1}],
+        [
+            {"dropout": 0.25},
+            {"resize": 36},
+            {"mean": (0.5, 0.5, 0.5)},
+            {"query_temperature": 1.5},
+            {"codebook_seed": 1},
+        ],
         ids=str,
     )
     def test_every_setting_counts(self, change):
@@ -380,7 +395,9 @@ class TestDamagedFolder:
         else:
             tensors["quantizer.projection"] = tensors["quantizer.projection"].double()
         safetensors.torch.save_file(tensors, path)
-        with pytest.raises(CorruptFileError, match=r"1 tensors missing, unknown or of another shape, first quantizer\."):
+        with pytest.raises(
+            CorruptFileError, match=r"1 tensors missing, unknown or of another shape, first quantizer\."
+        ):
             OPQN.from_pretrained(folder)
 
     @pytest.mark.parametrize("length", [0, 4, 100, -1])
@@ -418,7 +435,9 @@ class TestDamagedFolder:
         with pytest.raises(CorruptFileError, match="format version 2; this opqn reads up to 1: update opqn"):
             OPQN.from_pretrained(folder)
 
-    @pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null", "\x00", '{"format": "other"}', "[" * 200_000, "\ud800"])
+    @pytest.mark.parametrize(
+        "text", ["", "{", "[1, 2]", "null", "\x00", '{"format": "other"}', "[" * 200_000, "\ud800"]
+    )
     def test_config_that_is_no_configuration(self, folder, text):
         (folder / "config.json").write_bytes(text.encode(errors="surrogatepass"))
         with pytest.raises(CorruptFileError, match="config.json"):
@@ -503,7 +522,9 @@ class TestHub:
             raise error
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-        with pytest.raises(DataError, match=r"someone/faces: no such model folder here, and not to be had from the Hub \(\S"):
+        with pytest.raises(
+            DataError, match=r"someone/faces: no such model folder here, and not to be had from the Hub \(\S"
+        ):
             OPQN.from_pretrained("someone/faces")
 
     def test_repository_that_does_not_exist(self, monkeypatch, no_network):

@@ -399,7 +399,8 @@ class _Run:
             }
             self.model.save_pretrained(self.out / "best")
         row = {key: value for key, value in asdict(progress).items() if key not in ("epochs", "steps", "seconds_left")}
-        state.history.append({**row, "seconds": round(state.seconds, 1)})
+        # As it comes back from a checkpoint: with lists, not tuples.
+        state.history.append({**row, "used_words": list(progress.used_words), "seconds": round(state.seconds, 1)})
         state.sums, state.used = [0.0] * 4, _no_words(self.model)
         lines = "".join(json.dumps(row) + "\n" for row in state.history)
         atomic_write_bytes(self.out / "history.jsonl", lines.encode())

