@@ -182,7 +182,7 @@ def test_the_example_of_every_verb_is_one_that_the_verb_takes(path):
         (["search", "m", "c"], "queries"),
         (["search", "m", "c", "q", "--k", "0"], "--k"),
         (["data", "prepare", "orll", "--out", "x"], "'orl'"),
-        (["data", "split", "faces", "--out", "x", "--unseen-people", "half"], "half"),
+        (["data", "split", "faces", "--out", "x", "--unseen-people", "half"], "--unseen-people"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -336,10 +336,10 @@ def test_ctrl_c_saves_and_resume_ends_in_the_very_model_of_an_uninterrupted_run(
     [
         (["--preset", "orll"], "did you mean 'orl'?"),
         (["--set", "train.epoch=3"], "did you mean 'epochs'?"),
-        (["--set", "train.epochs=0"], "train.epochs"),
+        (["--set", "train.epochs=0"], "train: epochs: "),
         (["--set", "epochs"], "a.b=c"),
         (["--preset", "orl", "--bits", "47"], "lengths: 24, 36, 48"),
-        (["--set", "train.device=cpux"], "train.device"),
+        (["--set", "train.device=cpux"], "'cpu', 'cuda' or 'mps'"),
         (["--set", "train.batch_size=4096"], "train.batch_size"),
         (["--config", "/no/such/settings.toml"], "/no/such/settings.toml"),
     ],
@@ -418,7 +418,7 @@ def test_a_broken_image_is_skipped_counted_and_listed(odd_faces, trained, tmp_pa
     result = opqn(*arguments)
     assert (result.status, result.err.splitlines()[0]) == (0, "1 image was skipped:")
     assert "  王芳/broken.png: " in result.err
-    assert "broken" not in result.out
+    assert "broken" not in result.out.replace(str(tmp_path), "")
 
 
 def test_a_long_list_of_broken_images_is_cut_on_a_terminal_but_whole_in_json(odd_faces, trained, tmp_path):
@@ -441,24 +441,25 @@ def test_a_folder_of_nothing_readable_exits_with_1(trained, tmp_path):
 # Search
 
 
-def search_by_hand(model, stored, query):
-    """Score one after the other, add up from left to right, order by score and then by position."""
-    table = model.lookup_tables(query)[0]
-    scores = np.zeros(len(stored), np.float32)
-    for book in range(stored.num_books):
-        scores = scores + table[book, stored.codes[:, book]]
-    return sorted(((float(score), position) for position, score in enumerate(scores)), key=lambda x: (-x[0], x[1]))
+def search_by_hand(folder, stored, queries):
+    """For each query: add up table entries from left to right, order by score and then by position."""
+    found = []
+    for table in OPQN.from_pretrained(folder).lookup_tables(queries):
+        scores = np.zeros(len(stored), np.float32)
+        for book in range(stored.num_books):
+            scores = scores + table[book, stored.codes[:, book]]
+        found.append(sorted(enumerate(scores.tolist()), key=lambda hit: (-hit[1], hit[0])))
+    return found
 
 
 def test_search_orders_by_score_and_then_by_position(codes, drawn_faces, trained):
     queries = [drawn_faces[0] / "p1/7.png", drawn_faces[0] / "p6/0.png"]
     document = succeeds("search", trained, codes, *queries, "--k", "20")
-    stored, model = CodeSet.load(codes), OPQN.from_pretrained(trained)
+    stored = CodeSet.load(codes)
     assert [found["query"] for found in document] == [str(query) for query in queries]
-    for query, found in zip(queries, document, strict=True):
-        expected = search_by_hand(model, stored, query)[:20]
+    for expected, found in zip(search_by_hand(trained, stored, queries), document, strict=True):
         assert [(hit["score"], hit["path"], hit["person"]) for hit in found["hits"]] == [
-            (score, stored.paths[position], stored.people[position]) for score, position in expected
+            (score, stored.paths[position], stored.people[position]) for position, score in expected[:20]
         ]
         assert [hit["rank"] for hit in found["hits"]] == list(range(1, 21))
 
@@ -485,9 +486,9 @@ def test_a_search_as_text_is_a_table_for_each_query_and_the_sheet_a_picture(code
     result = opqn(*arguments)
     assert (result.status, result.err) == (0, "")
     shown = "".join(result.out.split())
-    stored, model = CodeSet.load(codes), OPQN.from_pretrained(trained)
-    for query in queries:
-        for score, position in search_by_hand(model, stored, query)[:3]:
+    stored = CodeSet.load(codes)
+    for hits in search_by_hand(trained, stored, queries):
+        for position, score in hits[:3]:
             assert f"│{score:.4f}│{stored.people[position]}│{stored.paths[position]}│" in shown
     with Image.open(tmp_path / "new" / "hits.png") as sheet:
         assert sheet.format == "PNG"

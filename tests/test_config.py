@@ -1,13 +1,13 @@
 """Settings: presets, files, code lengths and --set, and what a wrong one says."""
 
+import tomllib
+
 import pytest
 
 from opqn import config
 from opqn.config import TrainingSettings, load_settings, preset_names
 from opqn.errors import ConfigError
 from opqn.model import OPQN
-
-import tomllib
 
 
 def lengths_of(preset):
@@ -78,7 +78,7 @@ def test_settings_do_not_change():
 def test_unknown_preset_names_the_nearest():
     with pytest.raises(ConfigError, match=r"unknown preset 'facescrubs'; did you mean 'facescrub'\?"):
         load_settings("facescrubs")
-    with pytest.raises(ConfigError, match="known presets: .*orl"):
+    with pytest.raises(ConfigError, match=r"known presets: .*orl"):
         load_settings("../../..")
 
 
@@ -109,7 +109,7 @@ def test_override_without_name_or_value_is_refused(text):
 
 @pytest.mark.parametrize("text", ["train.epoch=5", "train.epochs=many", "train=5", "train.epochs.x=5", "lengths.8=1"])
 def test_override_of_what_is_not_there_or_cannot_be_is_refused(text):
-    with pytest.raises(ConfigError, match="train|lengths"):
+    with pytest.raises(ConfigError, match=r"train|lengths"):
         load_settings("orl", overrides=[text])
 
 

@@ -368,7 +368,7 @@ class TestDamagedFolder:
         header = struct.unpack("<Q", data[:8])[0] + 8
         for place in {0, 9, header // 2, header, len(data) // 2, len(data) - 1}:
             path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-            with pytest.raises(CorruptFileError, match="changed after|cannot be read|does not fit"):
+            with pytest.raises(CorruptFileError, match=r"changed after|cannot be read|does not fit"):
                 OPQN.from_pretrained(folder)
 
     def test_weights_of_another_model_of_the_same_shape_are_noticed(self, folder, tmp_path):
@@ -381,7 +381,7 @@ class TestDamagedFolder:
     def test_weights_of_another_shape_name_a_tensor(self, folder, tmp_path, other):
         make_model(**other).save_pretrained(tmp_path / "other")
         shutil.copy(tmp_path / "other/model.safetensors", folder)
-        with pytest.raises(CorruptFileError, match="does not fit the configuration.*first (backbone|quantizer)"):
+        with pytest.raises(CorruptFileError, match=r"does not fit the configuration.*first (backbone|quantizer)"):
             OPQN.from_pretrained(folder)
 
     @pytest.mark.parametrize("change", ["missing", "added", "dtype"])
@@ -404,7 +404,7 @@ class TestDamagedFolder:
     def test_truncated_weights(self, folder, length):
         path = folder / "model.safetensors"
         path.write_bytes(path.read_bytes()[:length])
-        with pytest.raises(CorruptFileError, match="model.safetensors cannot be read as safetensors"):
+        with pytest.raises(CorruptFileError, match=r"model.safetensors cannot be read as safetensors"):
             OPQN.from_pretrained(folder)
 
     def test_header_that_claims_a_huge_length(self, folder):
@@ -440,7 +440,7 @@ class TestDamagedFolder:
     )
     def test_config_that_is_no_configuration(self, folder, text):
         (folder / "config.json").write_bytes(text.encode(errors="surrogatepass"))
-        with pytest.raises(CorruptFileError, match="config.json"):
+        with pytest.raises(CorruptFileError, match=r"config.json"):
             OPQN.from_pretrained(folder)
 
     @pytest.mark.parametrize("key", ["format", "format_version", "fingerprint", "model", "training"])
@@ -449,7 +449,7 @@ class TestDamagedFolder:
         change_config(folder)
         path = folder / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
-        with pytest.raises(CorruptFileError, match="config.json"):
+        with pytest.raises(CorruptFileError, match=r"config.json"):
             OPQN.from_pretrained(folder)
 
     @pytest.mark.parametrize(
@@ -490,8 +490,9 @@ class TestDamagedFolder:
             OPQN.from_pretrained(folder)
 
 
+@pytest.mark.usefixtures("no_network")
 class TestHub:
-    def test_hub_repository_is_downloaded_and_read(self, saved, model, monkeypatch, no_network):
+    def test_hub_repository_is_downloaded_and_read(self, saved, model, monkeypatch):
         asked = []
 
         def download(name, allow_patterns):
@@ -502,7 +503,7 @@ class TestHub:
         assert OPQN.from_pretrained("someone/faces").fingerprint == model.fingerprint
         assert asked == [("someone/faces", ["README.md", "config.json", "model.safetensors"])]
 
-    def test_local_folder_never_asks_the_hub(self, saved, monkeypatch, no_network):
+    def test_local_folder_never_asks_the_hub(self, saved, monkeypatch):
         monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
         OPQN.from_pretrained(saved)
 
@@ -517,7 +518,7 @@ class TestHub:
         ],
         ids=lambda error: type(error).__name__,
     )
-    def test_failing_hub_is_a_data_error(self, monkeypatch, no_network, error):
+    def test_failing_hub_is_a_data_error(self, monkeypatch, error):
         def fail(*_, **__):
             raise error
 
@@ -527,7 +528,7 @@ class TestHub:
         ):
             OPQN.from_pretrained("someone/faces")
 
-    def test_repository_that_does_not_exist(self, monkeypatch, no_network):
+    def test_repository_that_does_not_exist(self, monkeypatch):
         def fail(*_, **__):
             raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
 
@@ -535,6 +536,6 @@ class TestHub:
         with pytest.raises(DataError, match="not to be had from the Hub"):
             OPQN.from_pretrained("someone/faces")
 
-    def test_path_that_cannot_be_a_repository_needs_no_network(self, tmp_path, no_network):
+    def test_path_that_cannot_be_a_repository_needs_no_network(self, tmp_path):
         with pytest.raises(DataError, match="no such model folder here"):
             OPQN.from_pretrained(tmp_path / "none")

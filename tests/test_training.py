@@ -246,14 +246,14 @@ class TestResume:
         (root / "p0/0.png").write_bytes(b"broken")
         (root / "p0/1.png").write_bytes(b"broken")
         (root / "p0/2.png").write_bytes(b"broken")
-        with pytest.raises(ConfigError, match="readable_images was 20, is 1[789]"):
+        with pytest.raises(ConfigError, match=r"readable_images was 20, is 1[789]"):
             train(make_settings(), *own_faces, tmp_path / "run", resume=True)
 
     def test_damaged_checkpoint_is_refused(self, faces, tmp_path):
         interrupted_run(make_settings(), faces, tmp_path)
         tensors = tmp_path / "checkpoint/state.safetensors"
         tensors.write_bytes(tensors.read_bytes()[:-1])
-        with pytest.raises(CorruptFileError, match="delete .*checkpoint to start again"):
+        with pytest.raises(CorruptFileError, match=r"delete .*checkpoint to start again"):
             train(make_settings(), *faces, tmp_path, resume=True)
 
     @pytest.mark.parametrize("room", [0, 2, 3, 4])
@@ -385,11 +385,11 @@ class TestImages:
         with pytest.MonkeyPatch.context() as patch:
             gallery, query = ("p0/0.png", "p1/0.png"), ("p2/0.png",)
             patch.setattr(training, "validation_split", lambda *_, **__: training_parts(split, gallery, query))
-            with pytest.raises(DataError, match="set train.validation to none"):
+            with pytest.raises(DataError, match=r"set train.validation to none"):
                 train(make_settings(), root, split, tmp_path / "run")
 
     def test_batch_larger_than_the_data_names_the_largest_that_fits(self, faces, tmp_path):
-        with pytest.raises(ConfigError, match="train.batch_size is 64 and there are 20 images.*at most 20"):
+        with pytest.raises(ConfigError, match=r"train.batch_size is 64 and there are 20 images.*at most 20"):
             train(make_settings(train={"batch_size": 64}), *faces, tmp_path)
         train(make_settings(train={"batch_size": 20, "epochs": 1}), *faces, tmp_path)
 
@@ -397,14 +397,14 @@ class TestImages:
         root, split = faces
         paths = split.train[:7]
         one = Split("one", "seen", 0, paths, paths, split.query[:1])
-        with pytest.raises(DataError, match="1 person is left .* at least 2"):
+        with pytest.raises(DataError, match=r"1 person is left .* at least 2"):
             train(make_settings(train={"validation": "none", "batch_size": 2}), root, one, tmp_path)
-        with pytest.raises(DataError, match="too few .* set train.validation to 'seen' or 'none'"):
+        with pytest.raises(DataError, match=r"too few .* set train.validation to 'seen' or 'none'"):
             train(make_settings(train={"validation": "unseen"}), root, one, tmp_path)
 
     def test_folder_without_readable_images_is_refused(self, faces, tmp_path):
         _, split = faces
-        with pytest.raises(DataError, match="none of the .* can be read"):
+        with pytest.raises(DataError, match=r"none of the .* can be read"):
             train(make_settings(), tmp_path / "nowhere", split, tmp_path / "run")
 
 
@@ -511,12 +511,13 @@ class TestDivergence:
         interrupted_run(make_settings(), faces, tmp_path)
         before = contents(tmp_path / "checkpoint")
         forward = OPQNLoss.forward
+
+        def break_off(*arguments):
+            parts = forward(*arguments)
+            return parts._replace(total=parts.total * math.nan)
+
         with monkeypatch.context() as patch:
-            patch.setattr(
-                OPQNLoss,
-                "forward",
-                lambda *arguments: (lambda parts: parts._replace(total=parts.total * math.nan))(forward(*arguments)),
-            )
+            patch.setattr(OPQNLoss, "forward", break_off)
             with pytest.raises(TrainingDivergedError, match=r"at step 4: loss nan.*Lower train\.learning_rate"):
                 train(make_settings(), *faces, tmp_path, resume=True)
         assert contents(tmp_path / "checkpoint") == before
@@ -565,8 +566,9 @@ class TestBestModel:
         assert [row["validation_map"] for row in result.history] == [None, 0.3, 0.2]
         assert result.best_epoch == 2
 
-    def test_reported_map_is_that_of_the_saved_model(self, faces, tmp_path):
-        settings = make_settings(train={"fit_query_temperature": False})
+    @pytest.mark.parametrize("fit", [True, False])
+    def test_reported_map_is_that_of_the_saved_model(self, fit, faces, tmp_path):
+        settings = make_settings(train={"fit_query_temperature": fit})
         run = training._Run(settings, *faces, tmp_path, resume=False)
         result = run.run(threading.Event(), lambda _: None)
         root = faces[0]
@@ -619,11 +621,15 @@ class TestQueryTemperature:
             assert set(maps.values()) == {1.0}
             assert best == expected
 
-    def test_fitted_temperature_is_part_of_the_model(self, uninterrupted):
-        result = uninterrupted("plain")
-        facts = result.model.training_facts
-        assert result.model.config.query_temperature in QUERY_TEMPERATURES
-        assert facts["validation_map_at_fitted_temperature"] >= facts["validation_map"]
+    def test_fitting_improves_validation_and_leaves_the_weights(self, faces, tmp_path, uninterrupted):
+        fitted = uninterrupted("plain")
+        plain = train(make_settings(train={"fit_query_temperature": False}), *faces, tmp_path)
+        assert plain.model.config.query_temperature == 1
+        assert fitted.model.config.query_temperature in QUERY_TEMPERATURES
+        for with_it, without in zip(fitted.history, plain.history, strict=True):
+            assert with_it["validation_map"] >= without["validation_map"]
+            assert with_it["loss"] == without["loss"]
+            assert with_it["validation_map_features"] == without["validation_map_features"]
 
 
 PROCESSES_PROGRAM = """
