@@ -172,10 +172,13 @@ def _compare(
         "OPQN": of_codes(model.encode_features(gallery.features), model.tables_of_features(query.features)),
         UNCOMPRESSED: evaluate_features(gallery.features.numpy(), people, query.features.numpy(), query_people, K),
     }
+    features = train_features.features.numpy()
+    # Given fewer vectors than dimensions, FAISS's OPQ writes past its memory. Repeated alike, they mean the same.
+    features = np.tile(features, (-(-features.shape[1] // len(features)), 1))
     for name, rotation in (("FAISS OPQ", True), ("FAISS PQ", False)):
         quantizer = ProductQuantizer(
             num_books=model.num_books, num_words=model.num_words, rotation=rotation, seed=seed
-        ).fit(train_features.features.numpy())
+        ).fit(features)
         reports[name] = of_codes(
             quantizer.encode(gallery.features.numpy()), quantizer.lookup_tables(query.features.numpy())
         )
