@@ -150,8 +150,8 @@ def test_the_version_is_the_packages():
     assert opqn("--version") == (0, f"{__version__}\n", "")
 
 
-def test_all_verbs_are_tested():
-    assert {path[0] for path in verbs()} == {"demo", "data", "train", "evaluate", "encode", "search", "bench"}
+def test_verbs_are_found_so_that_each_is_tested():
+    assert {path[0] for path in verbs()} >= {"demo", "data", "train", "evaluate", "encode", "search", "bench"}
 
 
 @pytest.mark.parametrize("path", verbs(), ids=" ".join)

@@ -112,13 +112,13 @@ def run_demo(
     model = result.model
 
     on_stage("encoding, and fitting FAISS PQ and OPQ to the same features")
-    train_features = image_features(model, prepared.root, splits["seen"].train)
+    baselines = _fit_baselines(model, image_features(model, prepared.root, splits["seen"].train), seed)
     reports: dict[str, Reports] = {}
     sheets: dict[str, Image.Image] = {}
     for name, split in splits.items():
         gallery = image_features(model, prepared.root, split.gallery)
         query = image_features(model, prepared.root, split.query)
-        reports[name] = _compare(model, train_features, gallery, query, seed)
+        reports[name] = _compare(model, baselines, gallery, query)
         code_set = CodeSet(
             model.encode_features(gallery.features),
             model.num_words,
@@ -160,8 +160,19 @@ def _count_people(split: Split) -> int:
     return len({person_of(path) for path in split.train})
 
 
+def _fit_baselines(model: OPQN, train: ImageFeatures, seed: int) -> dict[str, ProductQuantizer]:
+    features = train.features.numpy()
+    # Given fewer vectors than dimensions, FAISS's OPQ writes past its memory. Repeated alike, they mean the same.
+    repeated = np.tile(features, (-(-features.shape[1] // len(features)), 1))
+    books, words = model.num_books, model.num_words
+    return {
+        "FAISS OPQ": ProductQuantizer(books, words, rotation=True, seed=seed).fit(repeated),
+        "FAISS PQ": ProductQuantizer(books, words, seed=seed).fit(features),
+    }
+
+
 def _compare(
-    model: OPQN, train_features: ImageFeatures, gallery: ImageFeatures, query: ImageFeatures, seed: int
+    model: OPQN, baselines: Mapping[str, ProductQuantizer], gallery: ImageFeatures, query: ImageFeatures
 ) -> Reports:
     people, query_people = gallery.people(), query.people()
 
@@ -172,13 +183,7 @@ def _compare(
         "OPQN": of_codes(model.encode_features(gallery.features), model.tables_of_features(query.features)),
         UNCOMPRESSED: evaluate_features(gallery.features.numpy(), people, query.features.numpy(), query_people, K),
     }
-    features = train_features.features.numpy()
-    # Given fewer vectors than dimensions, FAISS's OPQ writes past its memory. Repeated alike, they mean the same.
-    features = np.tile(features, (-(-features.shape[1] // len(features)), 1))
-    for name, rotation in (("FAISS OPQ", True), ("FAISS PQ", False)):
-        quantizer = ProductQuantizer(
-            num_books=model.num_books, num_words=model.num_words, rotation=rotation, seed=seed
-        ).fit(features)
+    for name, quantizer in baselines.items():
         reports[name] = of_codes(
             quantizer.encode(gallery.features.numpy()), quantizer.lookup_tables(query.features.numpy())
         )
