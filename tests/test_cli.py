@@ -382,7 +382,7 @@ def test_evaluation_as_a_table_shows_codes_beside_features(trained, drawn_faces,
     assert (result.status, result.err) == (0, "")
     report = evaluate_split(OPQN.from_pretrained(trained), drawn_faces[0], Split.load(splits / "unseen.json"))
     for text in ("codes, 4 bits", "uncompressed", "unseen people", f"split {report.split_hash[:12]}"):
-        assert text in result.out
+        assert text in " ".join(result.out.split())
     for found in (report.codes, report.features):
         assert f"{found.mean_average_precision:.4f}" in result.out
 

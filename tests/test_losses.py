@@ -171,7 +171,7 @@ def test_the_logits_never_exist_as_a_whole(monkeypatch):
         loss(output, labels).total.backward()
     # The gradient of the prototypes is the largest; the logits of the two branches would be 20 times that.
     assert largest.numel == loss.prototypes.numel()
-    assert 2 * 40 * 2 * 500 == 20 * largest.numel
+    assert 20 * largest.numel == 2 * 40 * 2 * 500
 
 
 def test_without_gradients_the_values_are_the_same():

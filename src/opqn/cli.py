@@ -270,7 +270,7 @@ def encode(
         {
             "codes": str(out),
             "images": len(codes),
-            "bytes_a_face": loaded.config.num_bits / 8,
+            "bits_a_face": loaded.config.num_bits,
             "skipped": [image._asdict() for image in skipped],
         },
         as_json,

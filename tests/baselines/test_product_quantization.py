@@ -257,3 +257,11 @@ def test_without_faiss_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(OpqnError, match=r"needs FAISS: pip install 'opqn\[bench\]'"):
         ProductQuantizer(2, 4).fit(correlated(50, 8))
+
+
+def test_opq_of_fewer_vectors_than_dimensions_is_a_rotation():
+    features = np.random.default_rng(0).standard_normal((40, 64)).astype(np.float32)
+    quantizer = ProductQuantizer(8, 8, rotation=True).fit(features)
+    rotation = quantizer.rotation_matrix
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(64), atol=1e-4)
+    assert quantizer.encode(features).shape == (40, 8)

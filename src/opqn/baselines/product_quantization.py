@@ -82,7 +82,7 @@ class ProductQuantizer:
             opq = faiss.OPQMatrix(feature_dim, self.num_books, coded_dim)
             inner = self._new_faiss_quantizer(faiss, coded_dim)
             opq.pq = inner
-            # FAISS 1.15 writes past its buffers with fewer vectors than dimensions; repeating them changes no statistic.
+            # Given fewer vectors than dimensions, FAISS writes past its memory. Repeated alike, they mean the same.
             opq.train(np.tile(units, (-(-feature_dim // num_features), 1)))
             rotation_matrix = faiss.vector_to_array(opq.A).reshape(coded_dim, feature_dim)
         quantizer = self._new_faiss_quantizer(faiss, coded_dim)
