@@ -22,8 +22,8 @@ from torch.nn import functional
 from opqn.errors import ConfigError
 from opqn.quantizer import QuantizerOutput
 
-# Logits that exist at any one time, in numbers: 4 MiB stay in cache and far below the whole (N, M, classes).
-LOGITS_AT_ONCE = 1 << 20
+# Logits that exist at any one time, in numbers: 8 MiB stay in cache and far below the whole (N, M, classes).
+LOGITS_AT_ONCE = 1 << 21
 LEAST_ROWS = 64  # of a matrix product; with fewer, reading the prototypes costs more than multiplying by them
 NORM_FLOOR = 1e-12  # as torch.nn.functional.normalize
 
@@ -38,7 +38,7 @@ class LossParts(NamedTuple):
 
 
 class _MarginCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of ``scale * (cos - margin at the label)`` over two branches, book by book.
+    """Mean cross-entropy of ``scale * (cos - margin at the label)`` over two branches, all books at once.
 
     The gradient is worked out in the forward pass, chunk by chunk, while the logits are at hand. So the two
     (N, M, classes) tensors of logits, by far the largest of the training head, never exist as a whole.
@@ -58,43 +58,36 @@ class _MarginCrossEntropy(torch.autograd.Function):
         """Return the mean loss and the (2, M, N) losses of two (N, M, d) tensors, by (M, classes, d) prototypes."""
         rows, num_books, _ = features.shape
         num_classes = prototypes.shape[1]
-        targets = labels.repeat(2).unsqueeze(1)  # (2N, 1)
+        targets = labels.repeat(2).view(1, -1, 1).expand(num_books, -1, 1)  # (M, 2N, 1)
         # The scale is put on the vectors, where it costs less than on the logits.
         vectors = torch.cat([features, soft]).transpose(0, 1).contiguous()  # (M, 2N, d)
         shrink = scale / vectors.norm(dim=2, keepdim=True).clamp_min_(NORM_FLOOR)  # (M, 2N, 1)
         vectors *= shrink
         norms = prototypes.norm(dim=2, keepdim=True).clamp_min_(NORM_FLOOR)  # (M, classes, 1)
-        weights = torch.empty_like(prototypes[0])  # (classes, d), normalised, of one book at a time
-        chunk = min(2 * rows, max(LEAST_ROWS, LOGITS_AT_ONCE // num_classes))
-        buffer = features.new_empty(chunk, num_classes)
+        weights = prototypes / norms  # (M, classes, d)
         losses = features.new_empty(num_books, 2 * rows, 1)
         if wants_gradient:
             vector_grad = torch.empty_like(vectors)
             prototype_grad = torch.empty_like(prototypes)
-            product = torch.empty_like(weights)
-            mean_grad = 1 / (2 * num_books * rows)
-        for m in range(num_books):
-            torch.div(prototypes[m], norms[m], out=weights)
-            for start in range(0, 2 * rows, chunk):
-                part = slice(start, start + chunk)
-                target = targets[part]
-                logits = torch.mm(vectors[m, part], weights.T, out=buffer[: len(target)])  # (chunk, classes)
-                true_logits = logits.gather(1, target).sub_(scale * margin)
-                logits.scatter_(1, target, true_logits)
-                softmax = logits.softmax(dim=1)
-                # log-sum-exp = largest logit - log of the largest probability, which cannot underflow
-                losses[m, part] = (
-                    logits.amax(dim=1, keepdim=True) - softmax.amax(dim=1, keepdim=True).log_() - true_logits
-                )
-                if wants_gradient:
-                    softmax.scatter_add_(1, target, softmax.new_full(target.shape, -1.0))  # d loss / d logits
-                    torch.mm(softmax, weights, out=vector_grad[m, part])
-                    prototype_grad[m].addmm_(softmax.T, vectors[m, part], beta=min(start, 1))
+        chunk = min(2 * rows, max(LEAST_ROWS, LOGITS_AT_ONCE // (num_books * num_classes)))
+        for start in range(0, 2 * rows, chunk):
+            part = slice(start, start + chunk)
+            target = targets[:, part]
+            logits = torch.bmm(vectors[:, part], weights.transpose(1, 2))  # (M, chunk, classes)
+            true_logits = logits.gather(2, target).sub_(scale * margin)
+            logits.scatter_(2, target, true_logits)
+            softmax = logits.softmax(dim=2)
+            # log-sum-exp = largest logit - log of the largest probability, which cannot underflow
+            losses[:, part] = logits.amax(dim=2, keepdim=True) - softmax.amax(dim=2, keepdim=True).log_() - true_logits
             if wants_gradient:
-                # Through the normalisation u = v / |v|: dv = (du - u <u, du>) / |v|
-                along = torch.mul(weights, prototype_grad[m], out=product).sum(dim=1, keepdim=True)
-                prototype_grad[m].addcmul_(weights, along, value=-1).mul_(mean_grad / norms[m])
+                softmax.scatter_add_(2, target, softmax.new_full(target.shape, -1.0))  # d loss / d logits
+                vector_grad[:, part] = torch.bmm(softmax, weights)
+                prototype_grad.baddbmm_(softmax.transpose(1, 2), vectors[:, part], beta=min(start, 1))
         if wants_gradient:
+            mean_grad = 1 / (2 * num_books * rows)
+            # Through the normalisation u = v / |v|: dv = (du - u <u, du>) / |v|
+            along = torch.linalg.vecdot(weights, prototype_grad).unsqueeze(2)
+            prototype_grad.addcmul_(weights, along, value=-1).mul_(mean_grad / norms)
             along = torch.linalg.vecdot(vectors, vector_grad).unsqueeze(2) / scale**2
             vector_grad.addcmul_(vectors, along, value=-1).mul_(shrink * mean_grad)
             ctx.save_for_backward(vector_grad, prototype_grad)
