@@ -539,3 +539,16 @@ class TestHub:
     def test_path_that_cannot_be_a_repository_needs_no_network(self, tmp_path):
         with pytest.raises(DataError, match="no such model folder here"):
             OPQN.from_pretrained(tmp_path / "none")
+
+
+def test_flip_average_is_the_mean_of_an_image_and_its_mirror():
+    torch.manual_seed(0)
+    plain = OPQN(ModelConfig(backbone="resnet20-32-narrow", num_books=2, num_words=4, book_dim=8))
+    averaged = OPQN(plain.config.model_copy(update={"flip_average": True}))
+    averaged.load_state_dict(plain.state_dict())
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    mirrored = torch.from_numpy(images).permute(0, 3, 1, 2).flip(3)
+    batch = plain.normalise(torch.from_numpy(images).permute(0, 3, 1, 2))
+    expected = (plain.features(batch) + plain.features(plain.normalise(mirrored))) / 2
+    torch.testing.assert_close(averaged.features(batch), expected)
+    torch.testing.assert_close(averaged.features(plain.normalise(mirrored)), expected)

@@ -74,12 +74,11 @@ class _MarginCrossEntropy(torch.autograd.Function):
             part = slice(start, start + chunk)
             target = targets[:, part]
             logits = torch.bmm(vectors[:, part], weights.transpose(1, 2))  # (M, chunk, classes)
-            true_logits = logits.gather(2, target).sub_(scale * margin)
-            logits.scatter_(2, target, true_logits)
-            softmax = logits.softmax(dim=2)
-            # log-sum-exp = largest logit - log of the largest probability, which cannot underflow
-            losses[:, part] = logits.amax(dim=2, keepdim=True) - softmax.amax(dim=2, keepdim=True).log_() - true_logits
+            logits.scatter_add_(2, target, logits.new_full(target.shape, -scale * margin))
+            log_softmax = logits.log_softmax(dim=2)
+            losses[:, part] = -log_softmax.gather(2, target)
             if wants_gradient:
+                softmax = log_softmax.exp_()
                 softmax.scatter_add_(2, target, softmax.new_full(target.shape, -1.0))  # d loss / d logits
                 vector_grad[:, part] = torch.bmm(softmax, weights)
                 prototype_grad.baddbmm_(softmax.transpose(1, 2), vectors[:, part], beta=min(start, 1))

@@ -94,6 +94,9 @@ class ModelConfig(Settings):
         default=1.0, gt=0, allow_inf_nan=False, description="T of the queries' tables; 1 is the paper's"
     )
     dropout: float = Field(default=0.5, ge=0, lt=1, description="before the last linear layer")
+    flip_average: bool = Field(
+        default=False, description="encode the mean of the features of an image and its mirror; takes twice as long"
+    )
     image_size: int = Field(default=0, ge=0, le=MAX_SIDE, description="side of the crop; follows the backbone")
     resize: int = Field(default=0, ge=0, le=MAX_SIDE, description="side before the crop; follows image_size")
     mean: RGB | None = Field(default=None, description="of the channels; follows image_size")
@@ -202,10 +205,16 @@ class OPQN(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            parts = [self.backbone(batch).float().cpu() for batch in self._batches(images, batch_size)]
+            parts = [self._features(batch).cpu() for batch in self._batches(images, batch_size)]
         finally:
             self.train(was_training)
         return torch.cat(parts) if parts else torch.empty(0, self.config.feature_dim)
+
+    def _features(self, batch: Tensor) -> Tensor:
+        features: Tensor = self.backbone(batch).float()
+        if self.config.flip_average:
+            features = (features + self.backbone(batch.flip(3)).float()) / 2
+        return features
 
     def encode(self, images: Images, batch_size: int = 256) -> NDArray[np.uint8]:
         """Return the (N, M) uint8 codes of images.
