@@ -22,8 +22,8 @@ from torch.nn import functional
 from opqn.errors import ConfigError
 from opqn.quantizer import QuantizerOutput
 
-# Logits that exist at any one time, in numbers: 8 MiB stay in cache and far below the whole (N, M, classes).
-LOGITS_AT_ONCE = 1 << 21
+# Logits that exist at any one time, in numbers: 16 MiB make products fast and are far below the whole (N, M, classes).
+LOGITS_AT_ONCE = 1 << 22
 LEAST_ROWS = 64  # of a matrix product; with fewer, reading the prototypes costs more than multiplying by them
 NORM_FLOOR = 1e-12  # as torch.nn.functional.normalize
 
@@ -75,7 +75,7 @@ class _MarginCrossEntropy(torch.autograd.Function):
             target = targets[:, part]
             logits = torch.bmm(vectors[:, part], weights.transpose(1, 2))  # (M, chunk, classes)
             logits.scatter_add_(2, target, logits.new_full(target.shape, -scale * margin))
-            log_softmax = logits.log_softmax(dim=2)
+            log_softmax = torch.log_softmax(logits, dim=2, out=logits)
             losses[:, part] = -log_softmax.gather(2, target)
             if wants_gradient:
                 softmax = log_softmax.exp_()
