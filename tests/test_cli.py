@@ -220,6 +220,17 @@ def test_ctrl_c_outside_of_a_training_exits_with_130(drawn_faces, tmp_path, monk
     assert (result.status, result.out) == (130, "")
 
 
+def test_split_says_in_words_what_it_wrote(drawn_faces, tmp_path):
+    result = opqn("data", "split", drawn_faces[0], "--out", tmp_path)
+    made = Split.load(tmp_path / "unseen.json")
+    assert f"unseen: file {tmp_path / 'unseen.json'}, hash {made.hash}, train {len(made.train)}, gallery" in result.out
+
+
+def test_encode_finds_a_place_it_cannot_write_before_it_encodes(drawn_faces, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(OPQN, "from_pretrained", None)
+    assert str(tmp_path) in fails(2, "encode", trained, drawn_faces[0], "--out", tmp_path)
+
+
 @pytest.mark.parametrize(("name", "module"), [("head", head), ("ranking", ranking)])
 def test_a_benchmark_prints_its_table_or_its_json(name, module, monkeypatch):
     monkeypatch.setattr(module, "run", lambda: {"seconds": 1.5})
@@ -489,7 +500,7 @@ def test_a_search_as_text_is_a_table_for_each_query_and_the_sheet_a_picture(code
     stored = CodeSet.load(codes)
     for hits in search_by_hand(trained, stored, queries):
         for position, score in hits[:3]:
-            assert f"│{score:.4f}│{stored.people[position]}│{stored.paths[position]}│" in shown
+            assert f"{score:.4f}{stored.people[position]}{stored.paths[position]}" in shown
     with Image.open(tmp_path / "new" / "hits.png") as sheet:
         assert sheet.format == "PNG"
         sheet.load()

@@ -257,6 +257,7 @@ def test_codeword_statistics_of_codes_worked_out_by_hand():
     report = evaluate(codes.astype(np.uint8), labels, np.zeros((1, 3, 4), dtype=np.float32), labels[:1])
     assert report.codeword_use.tolist() == [0.5, 0.25, 1.0]
     assert report.codeword_entropy == pytest.approx([1.0, 0.0, 1.75])
+    assert not np.signbit(report.codeword_entropy).any()
 
 
 @pytest.mark.parametrize("agreement", [0.9, 0.0])

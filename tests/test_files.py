@@ -6,7 +6,7 @@ import os
 import pytest
 
 from opqn import _files
-from opqn._files import atomic_folder, atomic_write_bytes, recover_folder, write_synced
+from opqn._files import atomic_folder, atomic_write_bytes, check_writable, recover_folder, write_synced
 from opqn.errors import ConfigError, OpqnError
 
 
@@ -34,6 +34,21 @@ def test_file_is_replaced_and_its_folder_made(tmp_path):
     for data in (b"one", b"", b"three"):
         atomic_write_bytes(target, data)
         assert contents(tmp_path) == {"new/deep/file": data}
+
+
+def test_checking_that_a_file_can_be_written_writes_none(tmp_path):
+    (tmp_path / "there").write_bytes(b"old")
+    for target in (tmp_path / "there", tmp_path / "new" / "file"):
+        check_writable(target)
+    assert contents(tmp_path) == {"there": b"old"}
+
+
+def test_a_place_that_takes_no_file_is_found_before_the_work(tmp_path):
+    (tmp_path / "there").write_bytes(b"old")
+    with pytest.raises(OpqnError, match="choose another place"):
+        check_writable(tmp_path / "there" / "file")
+    with pytest.raises(ConfigError, match="is a folder"):
+        check_writable(tmp_path)
 
 
 @pytest.mark.usefixtures("full_disk")

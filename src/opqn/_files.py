@@ -60,6 +60,21 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         _sync_folder(path.parent)
 
 
+def check_writable(path: Path) -> None:
+    """Make the folder of ``path`` and see that a file can be written there, before hours of work go into one.
+
+    Raises:
+        OpqnError: it cannot.
+        ConfigError: ``path`` is a folder.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder and a file is to be written there; name a file")
+    with _explain(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"):
+            pass
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a new empty folder that takes the place of ``path`` once the block ends without an error.

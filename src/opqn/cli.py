@@ -248,10 +248,12 @@ def encode(
 
     Example: opqn encode run/model faces --out faces.safetensors
     """
+    from opqn._files import check_writable
     from opqn.data.codes import CodeSet
     from opqn.data.folders import scan_folder
     from opqn.protocols import image_features
 
+    check_writable(out)
     folder = scan_folder(root)
     loaded = _load_model(model, device)
     with bar("encoding", "images") as on_images:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -35,7 +36,8 @@ def print_facts(facts: dict[str, Any], as_json: bool) -> None:
         return
     for name, value in facts.items():
         if name != "skipped":
-            output.print(f"{name}: {value}", soft_wrap=True)
+            parts = ", ".join(f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else value
+            output.print(f"{name}: {parts}", soft_wrap=True)
     _warn_of_skipped(facts.get("skipped", []))
 
 
@@ -50,7 +52,7 @@ def _warn_of_skipped(skipped: Sequence[dict[str, str]]) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; the first column is text, the others are figures."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:

@@ -75,7 +75,7 @@ class DemoResult:
 
 
 COLUMNS: Final = ("method", "bits", "unseen mAP", "P@1", "P@5", "seen mAP", "P@1", "P@5")
-UNCOMPRESSED: Final = "uncompressed features"
+UNCOMPRESSED: Final = "uncompressed"
 
 
 def run_demo(

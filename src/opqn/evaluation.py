@@ -362,7 +362,7 @@ def _codeword_statistics(codes: NDArray[np.uint8], num_words: int) -> tuple[NDAr
     """Return (M,) shares of words in use and (M,) entropies in bits of non-empty (N, M) codes."""
     shares = np.stack([np.bincount(book, minlength=num_words) for book in codes.T]) / len(codes)  # (M, K)
     bits = np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
-    return (shares > 0).mean(axis=1), -(shares * bits).sum(axis=1)
+    return (shares > 0).mean(axis=1), (shares * -bits + 0.0).sum(axis=1)  # + 0.0: a book of one word has 0, not -0
 
 
 def _normalised(features: NDArray[np.float32], name: str) -> NDArray[np.float32]:

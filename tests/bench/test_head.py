@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -100,13 +101,13 @@ def test_counts_below_one_are_refused(settings):
 
 
 def test_memory_off_linux_is_refused(monkeypatch):
-    monkeypatch.setattr(head.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(OpqnError, match="Linux only; pass memory=False"):
         head.peak_memory(SMALL, "ours")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(head.sys.platform != "linux", reason="peak memory is read from /proc, which only Linux has")
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc, which only Linux has")
 def test_the_loop_holds_all_logits_at_once_and_ours_never_does(monkeypatch):
     monkeypatch.setattr(head, "MEMORY_PROCESSES", 1)
     shape = HeadShape(num_books=8, num_words=16, book_dim=16, num_classes=4000, batch=256)

@@ -6,18 +6,17 @@ are compared before anything is timed. The loop is what the formulas say when wr
 
 from __future__ import annotations
 
-import multiprocessing
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from opqn.bench._memory import MEBIBYTE, PeakMemory
+from opqn.bench._memory import peak_memory as _peak_memory
 from opqn.errors import ConfigError, OpqnError
 from opqn.losses import OPQNLoss
 from opqn.quantizer import OrthonormalQuantizer
@@ -26,7 +25,6 @@ Side = Literal["ours", "loop"]
 SIDES: Final[tuple[Side, Side]] = ("ours", "loop")
 TOLERANCE: Final = 1e-4  # largest error of loss and gradients, relative to the largest entry of each
 MEMORY_PROCESSES: Final = 3  # odd, so that the median is one of them
-MEBIBYTE: Final = 1 << 20
 
 
 class HeadShape(NamedTuple):
@@ -131,28 +129,7 @@ def time_pairs(inputs: HeadInputs, pairs: int) -> dict[Side, list[float]]:
     return seconds
 
 
-def _status_bytes(field: Literal["VmRSS", "VmHWM"]) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise OpqnError(f"/proc/self/status has no {field}; peak memory needs a Linux kernel with procfs")
-
-
-def _memory_child(shape: HeadShape, side: Side, threads: int, answer: Any) -> None:
-    torch.set_num_threads(threads)
-    inputs = make_inputs(shape)
-    # Loads kernels and starts threads, which both sides need and neither should be charged for.
-    step(make_inputs(HeadShape(2, 4, 4, 3, 5)), side)
-    # VmHWM, started afresh, and not getrusage: ru_maxrss survives exec, so a child begins at its parent's peak.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status_bytes("VmRSS")
-    step(inputs, side)
-    peak = _status_bytes("VmHWM")
-    answer.send((peak - before, peak))
-    answer.close()
-
-
-def peak_memory(shape: HeadShape, side: Side, threads: int = 2) -> tuple[int, int]:
+def peak_memory(shape: HeadShape, side: Side, threads: int = 2) -> PeakMemory:
     """Measure one side's peak memory, each time in a fresh process.
 
     Weights, features and labels exist before, and one step on a tiny problem has run; then comes one step forward and
@@ -160,34 +137,25 @@ def peak_memory(shape: HeadShape, side: Side, threads: int = 2) -> tuple[int, in
     products, and what the allocator holds back. The last differs from process to process, hence several of them.
 
     Returns:
-        Bytes that the step added at its peak, and the peak of the whole process: medians of three processes.
+        Medians of three processes.
 
     Raises:
         OpqnError: not on Linux, or a measuring process died.
     """
-    if sys.platform != "linux":
-        raise OpqnError("peak memory is read from /proc and can be measured on Linux only; pass memory=False")
-    measured = [_measure_in_child(shape, side, threads) for _ in range(MEMORY_PROCESSES)]
+    measured = [_peak_memory(_prepare, _work, shape, side, threads) for _ in range(MEMORY_PROCESSES)]
     growths, peaks = zip(*measured, strict=True)
-    return statistics.median(growths), statistics.median(peaks)
+    return PeakMemory(statistics.median(growths), statistics.median(peaks))
 
 
-def _measure_in_child(shape: HeadShape, side: Side, threads: int) -> tuple[int, int]:
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_memory_child, args=(shape, side, threads, sender))
-    child.start()
-    sender.close()
-    try:
-        growth, peak = receiver.recv()
-    except EOFError as error:
-        raise OpqnError(
-            f"the process that measures the memory of {side!r} died; its error stands above, or memory ran short"
-        ) from error
-    finally:
-        child.join()
-        receiver.close()
-    return growth, peak
+def _prepare(shape: HeadShape, side: Side, threads: int) -> HeadInputs:
+    torch.set_num_threads(threads)
+    # Loads kernels and starts threads, which both sides need and neither should be charged for.
+    step(make_inputs(HeadShape(2, 4, 4, 3, 5)), side)
+    return make_inputs(shape)
+
+
+def _work(_shape: HeadShape, side: Side, _threads: int, inputs: HeadInputs) -> None:
+    step(inputs, side)
 
 
 def run(

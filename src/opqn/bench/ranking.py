@@ -6,15 +6,14 @@ precisions. The authors' code does so with PyTorch. The average precisions of bo
 
 from __future__ import annotations
 
-import multiprocessing
 import statistics
-import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
+from opqn.bench._memory import MEBIBYTE
+from opqn.bench._memory import peak_memory as _peak_memory
 from opqn.errors import ConfigError, OpqnError
 from opqn.evaluation import evaluate
 
@@ -28,7 +27,6 @@ PEAK: Final = 0.85
 """What a query's table puts on the best word of a book; the other words share the rest at random."""
 TOLERANCE: Final = 1e-12
 """Largest difference of two average precisions: both sides rank alike, but add up in another order."""
-MEBIBYTE: Final = 1 << 20
 
 
 class RankingInputs(NamedTuple):
@@ -76,22 +74,6 @@ def loop(inputs: RankingInputs, num_queries: int) -> NDArray[np.float64]:
     return np.array(average_precision)
 
 
-def _status_bytes(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise OpqnError(f"/proc/self/status has no {field}; peak memory needs a Linux kernel with procfs")
-
-
-def _memory_child(inputs_arguments: tuple[int, int, int, int, int], threads: int, answer: Any) -> None:
-    inputs = make_inputs(*inputs_arguments)
-    # VmHWM, started afresh, and not getrusage: ru_maxrss survives exec, so a child begins at its parent's peak.
-    Path("/proc/self/clear_refs").write_text("5")
-    evaluate(*inputs, threads=threads)
-    answer.send(_status_bytes("VmHWM"))
-    answer.close()
-
-
 def peak_memory(
     num_gallery: int, num_queries: int, num_books: int, num_words: int, seed: int = 0, threads: int = 0
 ) -> int:
@@ -103,22 +85,15 @@ def peak_memory(
     Raises:
         OpqnError: not on Linux, or the measuring process died.
     """
-    if sys.platform != "linux":
-        raise OpqnError("peak memory is read from /proc and can be measured on Linux only; pass memory=False")
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    arguments = (num_gallery, num_queries, num_books, num_words, seed)
-    child = context.Process(target=_memory_child, args=(arguments, threads, sender))
-    child.start()
-    sender.close()
-    try:
-        peak: int = receiver.recv()
-    except EOFError as error:
-        raise OpqnError("the process that measures the memory of evaluate died; is memory short?") from error
-    finally:
-        child.join()
-        receiver.close()
-    return peak
+    return _peak_memory(_prepare, _work, (num_gallery, num_queries, num_books, num_words, seed), threads).peak
+
+
+def _prepare(arguments: tuple[int, int, int, int, int], _threads: int) -> RankingInputs:
+    return make_inputs(*arguments)
+
+
+def _work(_arguments: tuple[int, int, int, int, int], threads: int, inputs: RankingInputs) -> None:
+    evaluate(*inputs, threads=threads)
 
 
 def run(
