@@ -17,19 +17,18 @@ import torch
 
 from opqn import training
 from opqn.config import TrainingSettings
-from opqn.data.dataset import FaceDataset
 from opqn.data.splits import Split, person_of
 from opqn.errors import ConfigError, CorruptFileError, DataError, OpqnError
+from opqn.evaluation import evaluate
 from opqn.losses import OPQNLoss
 from opqn.model import OPQN
 from opqn.training import (
-    QUERY_TEMPERATURES,
     TrainingDivergedError,
     TrainingInterruptedError,
-    fit_query_temperature,
     learning_rate_at,
     train,
 )
+from opqn.validation import QUERY_TEMPERATURES
 
 STEPS = 5  # of an epoch: 4 people with 5 pictures each to train on and 2 to validate with, in batches of 4
 VARIANTS = {
@@ -371,15 +370,6 @@ class TestImages:
         assert result.model.training_facts["people"] == 3
         assert all(math.isfinite(row["loss"]) for row in result.history)
 
-    def test_image_in_place_of_an_unreadable_one_brings_its_own_label(self, own_faces):
-        root, _ = own_faces
-        (root / "p0/1.png").write_bytes(b"broken")
-        data = FaceDataset(root, ["p0/0.png", "p0/1.png", "p1/0.png"], [0, 0, 1], 35, cache_bytes=0)
-        data.preload()
-        features, labels = training._features(OPQN(make_settings().model), data)
-        assert labels.tolist() == [0, 1, 1]
-        assert torch.equal(features[1], features[2])
-
     def test_validation_without_readable_matches_is_refused_at_the_start(self, own_faces, tmp_path):
         root, split = own_faces
         with pytest.MonkeyPatch.context() as patch:
@@ -574,52 +564,8 @@ class TestBestModel:
         root = faces[0]
         codes = result.model.encode([root / path for path in run.data.gallery.paths])
         tables = result.model.lookup_tables([root / path for path in run.data.query.paths])
-        report = training.evaluate(codes, run.data.gallery.labels, tables, run.data.query.labels)
+        report = evaluate(codes, run.data.gallery.labels, tables, run.data.query.labels)
         assert report.mean_average_precision == pytest.approx(result.validation_map)
-
-
-class TestQueryTemperature:
-    def tables_at(self, features):
-        def make(temperature):
-            weights = np.exp(temperature * features)
-            return (weights / weights.sum(axis=2, keepdims=True)).astype(np.float32)
-
-        return make
-
-    def explicit_map(self, codes, labels, tables, query_labels):
-        """Mean average precision, straight from its definition."""
-        precisions = []
-        for table, label in zip(tables, query_labels, strict=True):
-            scores = []
-            for code in codes:
-                score = np.float32(0)
-                for book, word in enumerate(code):
-                    score = np.float32(score + table[book, word])
-                scores.append(score)
-            order = sorted(range(len(codes)), key=lambda item: (-scores[item], item))
-            ranks = [rank for rank, item in enumerate(order, 1) if labels[item] == label]
-            precisions.append(sum(hits / rank for hits, rank in enumerate(ranks, 1)) / len(ranks))
-        return sum(precisions) / len(precisions)
-
-    def test_best_of_an_explicit_table_is_chosen(self):
-        rng = np.random.default_rng(3)
-        codes = rng.integers(0, 8, (40, 3)).astype(np.uint8)
-        labels, query_labels = np.repeat(np.arange(5), 8), np.repeat(np.arange(5), 4)
-        tables_at = self.tables_at(rng.normal(size=(20, 3, 8)))
-        best, maps = fit_query_temperature(codes, labels, tables_at, query_labels)
-        expected = {t: self.explicit_map(codes, labels, tables_at(t), query_labels) for t in QUERY_TEMPERATURES}
-        assert maps == pytest.approx(expected)
-        assert len({round(value, 9) for value in maps.values()}) > 3
-        assert expected[best] == pytest.approx(max(expected.values()))
-
-    def test_of_equal_temperatures_the_nearest_to_one_is_chosen(self):
-        codes = np.array([[0], [1]], np.uint8)
-        labels = np.array([0, 1])
-        tables_at = self.tables_at(np.array([[[1.0, 0.0]], [[0.0, 1.0]]]))
-        for temperatures, expected in (((0.5, 1.0, 2.0), 1.0), ((8.0, 4.0, 2.0), 2.0), ((0.25, 0.5), 0.5)):
-            best, maps = fit_query_temperature(codes, labels, tables_at, labels, temperatures)
-            assert set(maps.values()) == {1.0}
-            assert best == expected
 
     def test_fitting_improves_validation_and_leaves_the_weights(self, faces, tmp_path, uninterrupted):
         fitted = uninterrupted("plain")

@@ -32,21 +32,18 @@ from opqn._files import atomic_write_bytes
 from opqn._version import __version__
 from opqn.checkpoints import has_checkpoint, load_checkpoint, save_checkpoint
 from opqn.config import TrainingSettings
-from opqn.data.augment import augment_batch, center_crop, epoch_order
+from opqn.data.augment import augment_batch, epoch_order
 from opqn.data.dataset import Batch, FaceDataset, keep_batch
 from opqn.data.images import SkippedImage
 from opqn.data.splits import Split, person_of, validation_split
 from opqn.errors import ConfigError, DataError, OpqnError
-from opqn.evaluation import evaluate, evaluate_features
 from opqn.losses import OPQNLoss
 from opqn.model import OPQN
+from opqn.validation import QUERY_TEMPERATURES, validate
 
 STEPS_BETWEEN_CHECKS: Final = 10
-EVALUATION_BATCH: Final = 512
 # They change how fast a training runs, not what comes of it.
 FREE_SETTINGS: Final = {"device", "workers", "cache_mb", "checkpoint_minutes", "tensorboard"}
-_Features = tuple[Tensor, NDArray[np.int64]]  # (N, M*d) float32, (N,) labels
-QUERY_TEMPERATURES: Final = tuple(float(2 ** (power / 2)) for power in range(-2, 13))  # 0.5 .. 64
 
 
 class TrainingDivergedError(OpqnError):
@@ -103,34 +100,6 @@ class _State:
     best_map: float = -1.0
     best_epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
-
-
-def fit_query_temperature(
-    gallery_codes: NDArray[np.uint8],
-    gallery_labels: NDArray[np.int64],
-    tables_at: Callable[[float], NDArray[np.float32]],
-    query_labels: NDArray[np.int64],
-    temperatures: Sequence[float] = QUERY_TEMPERATURES,
-) -> tuple[float, dict[float, float]]:
-    """Choose the query temperature T with the highest mAP. Give it data of the training people, never the test queries.
-
-    Args:
-        gallery_codes: (N, M) uint8.
-        gallery_labels: (N,).
-        tables_at: makes the queries' (Q, M, K) float32 tables at a temperature.
-        query_labels: (Q,).
-        temperatures: candidates.
-
-    Returns:
-        The best temperature (of equal ones the nearest to 1, the paper's), and the mAP at each.
-    """
-    maps = {
-        temperature: evaluate(
-            gallery_codes, gallery_labels, tables_at(temperature), query_labels
-        ).mean_average_precision
-        for temperature in temperatures
-    }
-    return max(maps, key=lambda temperature: (maps[temperature], -abs(math.log(temperature)))), maps
 
 
 def learning_rate_at(epoch: float, settings: TrainingSettings) -> float:
@@ -408,25 +377,12 @@ class _Run:
         return progress
 
     def _validate(self) -> tuple[float, float]:
-        """Return the mAP of codes and of uncompressed features on the validation split.
-
-        Fits the query temperature first, where the settings ask for it: a code can only be judged with a fitting one.
-        """
+        """Return the mAP of codes and of uncompressed features on the validation split."""
         if self.data.gallery is None or self.data.query is None:
             raise ConfigError("this training has no validation split")
-        gallery, gallery_labels = _features(self.model, self.data.gallery)
-        query, query_labels = _features(self.model, self.data.query)
         fits = self.settings.train.fit_query_temperature
-        best, maps = fit_query_temperature(
-            self.model.encode_features(gallery),
-            gallery_labels,
-            lambda temperature: self.model.tables_of_features(query, temperature),
-            query_labels,
-            QUERY_TEMPERATURES if fits else (self.settings.model.query_temperature,),
-        )
-        self.model.with_query_temperature(best)
-        on_features = evaluate_features(gallery.numpy(), gallery_labels, query.numpy(), query_labels)
-        return maps[best], on_features.mean_average_precision
+        temperatures = QUERY_TEMPERATURES if fits else (self.settings.model.query_temperature,)
+        return validate(self.model, self.data.gallery, self.data.query, temperatures)
 
     def _save(self) -> None:
         if not self.accelerator.is_main_process:
@@ -521,16 +477,6 @@ def _load_data(settings: TrainingSettings, root: Path, split: Split) -> _Data:
             f"train.batch_size to at most {len(dataset)}"
         )
     return _Data(dataset, gallery, query, dataset.classes, steps)
-
-
-def _features(model: OPQN, dataset: FaceDataset) -> _Features:
-    size = model.config.image_size
-    parts, labels = [], []
-    for start in range(0, len(dataset), EVALUATION_BATCH):
-        batch = dataset.__getitems__(range(start, min(start + EVALUATION_BATCH, len(dataset))))
-        parts.append(model.features(model.normalise(center_crop(batch.images, size))))
-        labels.append(batch.labels)  # of the images delivered: an unreadable one is replaced by another person's
-    return torch.cat(parts), torch.cat(labels).numpy()
 
 
 def _make_accelerator(settings: TrainingSettings) -> Accelerator:
