@@ -119,8 +119,8 @@ def test_later_source_wins(tmp_path):
     both = load_settings("facescrub", file)
     assert (both.train.epochs, both.train.seed, both.model.dropout) == (3, 4, 0.25)
     assert both.train.batch_size == preset.train.batch_size
-    assert both.model.num_books == preset.model.num_books == 8, "the code length wins over the file"
-    assert load_settings("facescrub", file, 24).model.num_books == 4
+    assert (both.model.num_books, both.model.num_words) == (2, preset.model.num_words)
+    assert load_settings("facescrub", file, 24).model.num_books == 4, "a length that was asked for wins over the file"
     last = load_settings("facescrub", file, 24, ["train.epochs=5", "model.num_books=3", "train.epochs=6"])
     assert (last.train.epochs, last.train.seed, last.model.num_books) == (6, 4, 3)
 

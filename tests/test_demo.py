@@ -23,10 +23,10 @@ from opqn.training import TrainingInterruptedError
 METHODS = [
     "OPQN",
     UNCOMPRESSED,
-    "FAISS OPQ, 16 x 8",
-    "FAISS OPQ, 8 x 64",
-    "FAISS PQ, 16 x 8",
-    "FAISS PQ, 8 x 64",
+    "FAISS OPQ 16x8",
+    "FAISS OPQ 8x64",
+    "FAISS PQ 16x8",
+    "FAISS PQ 8x64",
 ]
 EPOCHS = 2
 
@@ -67,7 +67,7 @@ def test_rows_compare_methods_at_the_same_length_on_unseen_and_seen_people(finis
     _, result, _, _ = finished
     rows = result.rows()
     assert [row[0] for row in rows] == list(result.seen) == METHODS
-    assert [row[1] for row in rows] == [str(NUM_BITS), "512 floats", *4 * [str(NUM_BITS)]]
+    assert [row[1] for row in rows] == [str(NUM_BITS), "16,384", *4 * [str(NUM_BITS)]]
     assert all(len(row) == len(COLUMNS) for row in rows)
     for row in rows:
         for cell, report in ((2, result.unseen[row[0]]), (5, result.seen[row[0]])):

@@ -81,6 +81,8 @@ def load_settings(
 ) -> TrainingSettings:
     """Put settings together: preset, then file, then the code length, then overrides; the later wins.
 
+    Only a length that is asked for wins over the file; the default one gives way to the file's own ``model`` settings.
+
     Args:
         preset: a name of :func:`preset_names`.
         file: a TOML file with tables ``model``, ``loss``, ``train``, ``augment``.
@@ -95,17 +97,18 @@ def load_settings(
         if preset not in preset_names():
             raise ConfigError(f"unknown preset {preset!r}; {nearest(preset, preset_names(), 'presets')}")
         values = tomllib.loads((_presets() / f"{preset}.toml").read_text(encoding="utf-8"))
-    if file is not None:
-        values = _merge(values, _read_toml(Path(file)))
-    lengths = values.pop("lengths", {})
+    own = _read_toml(Path(file)) if file is not None else {}
+    values = _merge(values, own)
+    lengths, default_bits = values.pop("lengths", {}), values.pop("default_bits", None)
     if not isinstance(lengths, dict):
         raise ConfigError("lengths must be a table with a table of model settings for every code length")
-    bits = num_bits if num_bits is not None else values.pop("default_bits", None)
-    values.pop("default_bits", None)
+    bits = num_bits if num_bits is not None else default_bits
     if bits is not None:
         if str(bits) not in lengths:
             raise ConfigError(f"no setting for {bits} bits here; lengths: {', '.join(lengths) or 'none'}")
         values = _merge(values, {"model": lengths[str(bits)]})
+        if num_bits is None and "model" in own:  # a length that nobody asked for gives way to the file
+            values = _merge(values, {"model": own["model"]})
     for override in overrides:
         values = _merge(values, _parse_override(override))
     return TrainingSettings(**values)

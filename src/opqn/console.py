@@ -104,7 +104,7 @@ def bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def training_line() -> Iterator[Callable[[TrainingProgress], None]]:
-    """Show how a training goes: a live line where a person watches, and a line an epoch always."""
+    """Show how a training goes: live where a person watches, and a line after the first and every validated epoch."""
     with Progress(
         TextColumn("{task.description}"), console=errors, transient=True, disable=not errors.is_terminal
     ) as live:
@@ -113,7 +113,10 @@ def training_line() -> Iterator[Callable[[TrainingProgress], None]]:
         def update(progress: TrainingProgress) -> None:
             line = _describe(progress)
             live.update(task, description=line)
-            if progress.validation_map is not None or progress.step == progress.steps:
+            if progress.validation_map is not None or progress.step in (
+                progress.steps // progress.epochs,
+                progress.steps,
+            ):
                 live.console.print(line, soft_wrap=True)
 
         yield update

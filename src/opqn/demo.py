@@ -44,6 +44,8 @@ class DemoResult:
     seen: Reports
     """By method, in the order of the table: the protocol of seen identities."""
     unseen: Reports
+    feature_bits: int
+    """Size of a face's uncompressed features, which are float32."""
     seconds: float
     page: Path
     facts: Mapping[str, str | int | float]
@@ -53,7 +55,7 @@ class DemoResult:
         return [
             (
                 name,
-                "512 floats" if name == UNCOMPRESSED else str(NUM_BITS),
+                f"{self.feature_bits:,}" if name == UNCOMPRESSED else str(NUM_BITS),
                 *(
                     percent(value) or ""
                     for report in (self.unseen[name], self.seen[name])
@@ -153,7 +155,8 @@ def run_demo(
         "model fingerprint": model.fingerprint,
         "versions": f"opqn {__version__}, torch {model.training_facts['torch_version']}, numpy {np.__version__}",
     }
-    demo = DemoResult(reports["seen"], reports["unseen"], round(time.monotonic() - began, 1), page, facts)
+    seconds = round(time.monotonic() - began, 1)
+    demo = DemoResult(reports["seen"], reports["unseen"], 32 * model.config.feature_dim, seconds, page, facts)
     _write_page(demo, result, model, sheets)
     return demo
 
@@ -165,7 +168,7 @@ def _count_people(split: Split) -> int:
 def _fit_baselines(train: ImageFeatures, seed: int) -> dict[str, ProductQuantizer]:
     features = train.features.numpy()
     return {
-        f"FAISS {name}, {books} x {words}": ProductQuantizer(books, words, rotation=rotation, seed=seed).fit(features)
+        f"FAISS {name} {books}x{words}": ProductQuantizer(books, words, rotation=rotation, seed=seed).fit(features)
         for name, rotation in (("OPQ", True), ("PQ", False))
         for books, words in BASELINE_LAYOUTS
     }
