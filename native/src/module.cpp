@@ -1,0 +1,233 @@
+// What Python sees of the core. Arguments are checked in Python, and here where memory depends on them.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cmath>
+#include <limits>
+#include <optional>
+
+#include "kernels.hpp"
+#include "parallel.hpp"
+#include "query.hpp"
+#include "search.hpp"
+#include "segment.hpp"
+#include "topk.hpp"
+
+namespace nb = nanobind;
+
+namespace {
+
+using namespace opqn;
+
+using Codes = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Ids = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Bits = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Tables = nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+using Segments = std::vector<std::shared_ptr<const Segment>>;
+
+template <class T>
+nb::ndarray<nb::numpy, T> to_numpy(std::vector<T>&& values, std::initializer_list<std::size_t> shape) {
+    auto* kept = new std::vector<T>(std::move(values));
+    nb::capsule owner(kept, [](void* pointer) noexcept { delete static_cast<std::vector<T>*>(pointer); });
+    return nb::ndarray<nb::numpy, T>(kept->data(), shape, owner);
+}
+
+Plan plan_named(const std::string& name) {
+    for (std::size_t i = 0; i < static_cast<std::size_t>(Plan::kNumPlans); ++i) {
+        if (name == name_of(static_cast<Plan>(i))) return static_cast<Plan>(i);
+    }
+    if (name == "any") return Plan::kNumPlans;
+    throw std::invalid_argument("there is no search plan " + name);
+}
+
+// Segments with the items of each that may be found.
+struct View {
+    Segments segments;
+    std::vector<Mask> masks;
+
+    View(Segments own, const std::vector<std::optional<Bits>>& bits) : segments(std::move(own)) {
+        if (bits.size() != segments.size()) throw std::invalid_argument("one mask, or None, for each segment");
+        for (std::size_t i = 0; i < bits.size(); ++i) {
+            const std::size_t size = segments[i]->size();
+            if (!bits[i]) {
+                masks.emplace_back();
+                continue;
+            }
+            if (bits[i]->size() != (size + 7) / 8) throw std::invalid_argument("a mask of the wrong size");
+            std::uint32_t count = 0;
+            for (std::size_t b = 0; b < bits[i]->size(); ++b) count += std::popcount(bits[i]->data()[b]);
+            masks.push_back({bits[i]->data(), count});
+        }
+    }
+
+    void check(const Tables& tables) const {
+        for (const auto& segment : segments) {
+            if (segment->layout().num_books != tables.shape(1) || segment->layout().num_words != tables.shape(2)) {
+                throw std::invalid_argument("tables and segments of different shape");
+            }
+        }
+    }
+
+    std::vector<Hit> hits(const float* table, std::size_t books, std::size_t words, Collector found, Plan only,
+                          std::vector<Trace>* traces) const {
+        Query query(table, static_cast<std::uint32_t>(books), static_cast<std::uint32_t>(words));
+        for (std::size_t i = 0; i < segments.size(); ++i) {
+            Trace* trace = nullptr;
+            if (traces) trace = &traces->emplace_back();
+            search(*segments[i], query, masks[i], found, only, trace);
+        }
+        return found.take();
+    }
+};
+
+nb::tuple search_best(Segments segments, std::vector<std::optional<Bits>> bits, Tables tables, std::size_t k,
+                      unsigned num_threads, const std::string& only) {
+    const View view(std::move(segments), bits);
+    view.check(tables);
+    const Plan plan = plan_named(only);
+    const std::size_t queries = tables.shape(0), books = tables.shape(1), words = tables.shape(2);
+    std::vector<float> scores(queries * k, -std::numeric_limits<float>::infinity());
+    std::vector<std::int64_t> ids(queries * k, -1);
+    {
+        nb::gil_scoped_release release;
+        parallel_for(queries, num_threads, [&](std::size_t q) {
+            const auto hits = view.hits(tables.data() + q * books * words, books, words, Collector::best(k), plan, nullptr);
+            for (std::size_t i = 0; i < hits.size(); ++i) scores[q * k + i] = hits[i].score, ids[q * k + i] = hits[i].id;
+        });
+    }
+    return nb::make_tuple(to_numpy(std::move(scores), {queries, k}), to_numpy(std::move(ids), {queries, k}));
+}
+
+// For each query all hits that score `threshold` or more.
+nb::list search_within(Segments segments, std::vector<std::optional<Bits>> bits, Tables tables, float threshold,
+                       unsigned num_threads) {
+    const View view(std::move(segments), bits);
+    view.check(tables);
+    const std::size_t queries = tables.shape(0), books = tables.shape(1), words = tables.shape(2);
+    std::vector<std::vector<float>> scores(queries);
+    std::vector<std::vector<std::int64_t>> ids(queries);
+    {
+        nb::gil_scoped_release release;
+        parallel_for(queries, num_threads, [&](std::size_t q) {
+            for (const Hit& hit : view.hits(tables.data() + q * books * words, books, words, Collector::within(threshold),
+                                            Plan::kNumPlans, nullptr)) {
+                scores[q].push_back(hit.score);
+                ids[q].push_back(hit.id);
+            }
+        });
+    }
+    nb::list found;
+    for (std::size_t q = 0; q < queries; ++q) {
+        const std::size_t count = scores[q].size();
+        found.append(nb::make_tuple(to_numpy(std::move(scores[q]), {count}), to_numpy(std::move(ids[q]), {count})));
+    }
+    return found;
+}
+
+nb::list explain(Segments segments, std::vector<std::optional<Bits>> bits, Tables tables, std::size_t k,
+                 const std::string& only) {
+    const View view(std::move(segments), bits);
+    view.check(tables);
+    if (tables.shape(0) != 1) throw std::invalid_argument("one table");
+    std::vector<Trace> traces;
+    view.hits(tables.data(), tables.shape(1), tables.shape(2), Collector::best(k), plan_named(only), &traces);
+    nb::list told;
+    for (std::size_t i = 0; i < traces.size(); ++i) {
+        const Trace& trace = traces[i];
+        nb::dict entry;
+        nb::list plans;
+        for (Plan plan : trace.plans) plans.append(name_of(plan));
+        nb::dict costs;
+        for (std::size_t p = 0; p < trace.costs.size(); ++p) {
+            if (trace.costs[p] > 0 && std::isfinite(trace.costs[p])) costs[name_of(static_cast<Plan>(p))] = trace.costs[p] / 1000;
+        }
+        entry["num_items"] = view.segments[i]->size();
+        entry["plans"] = plans;
+        entry["num_cells"] = trace.num_cells;
+        entry["num_lists"] = trace.num_lists;
+        entry["num_postings"] = trace.num_postings;
+        entry["num_bounded"] = trace.num_bounded;
+        entry["num_scored"] = trace.num_scored;
+        entry["estimated_microseconds"] = costs;
+        entry["floor_at_choice"] = trace.floor_at_choice;
+        told.append(entry);
+    }
+    return told;
+}
+
+// Refuses tables that the score is not defined for: NaN, and +inf and -inf that some code would add up.
+std::optional<std::pair<std::size_t, bool>> first_bad_table(Tables tables) {
+    const std::size_t books = tables.shape(1), words = tables.shape(2);
+    constexpr float inf = std::numeric_limits<float>::infinity();
+    for (std::size_t q = 0; q < tables.shape(0); ++q) {
+        float above = 0, below = 0;
+        for (std::size_t m = 0; m < books; ++m) {
+            const float* row = tables.data() + (q * books + m) * words;
+            float low = row[0], high = row[0];
+            bool has_nan = false;
+            for (std::size_t j = 0; j < words; ++j) {
+                low = row[j] < low ? row[j] : low;
+                high = row[j] > high ? row[j] : high;
+                has_nan |= row[j] != row[j];
+            }
+            if (has_nan) return std::pair(q, true);
+            if (m && ((above == inf && low == -inf) || (below == -inf && high == inf))) return std::pair(q, false);
+            above = m ? above + high : high;
+            below = m ? below + low : low;
+        }
+    }
+    return std::nullopt;
+}
+
+std::shared_ptr<const Segment> build(Codes codes, Ids ids, std::uint32_t num_words, std::uint32_t clique, bool has_lists,
+                                     bool has_planes, unsigned num_threads) {
+    const std::size_t books = codes.shape(1);
+    if (ids.shape(0) != codes.shape(0)) throw std::invalid_argument("one id for each code");
+    if (books < 1 || books > 64 || num_words < 2 || num_words > 256) throw std::invalid_argument("no such codes");
+    if (clique % 2 || clique > 64) throw std::invalid_argument("cliques are of an even number of books");
+    const std::uint8_t* data = codes.data();
+    nb::gil_scoped_release release;
+    for (std::size_t i = 0; i < codes.size(); ++i) {
+        if (data[i] >= num_words) throw std::invalid_argument("a code is not below the number of words");
+    }
+    const Layout layout{static_cast<std::uint32_t>(books), num_words, clique, has_lists, has_planes};
+    if (codes.shape(0) > kMaxItems) throw std::invalid_argument("a segment holds at most 2^24 items");
+    return Segment::build(layout, data, ids.data(), static_cast<std::uint32_t>(codes.shape(0)), num_threads);
+}
+
+}  // namespace
+
+NB_MODULE(_native, module) {
+    nb::register_exception_translator([](const std::exception_ptr& pointer, void*) {
+        try {
+            std::rethrow_exception(pointer);
+        } catch (const CorruptError& error) {
+            const nb::object type = nb::module_::import_("opqn.errors").attr("CorruptFileError");
+            PyErr_SetString(type.ptr(), error.what());
+        }
+    });
+    nb::class_<Segment>(module, "Segment")
+        .def("__len__", &Segment::size)
+        .def_prop_ro("num_bytes", &Segment::num_bytes);
+    module.attr("MAX_ITEMS") = kMaxItems;
+    module.def("build", &build, nb::arg("codes"), nb::arg("ids"), nb::kw_only(), nb::arg("num_words"), nb::arg("clique"),
+               nb::arg("has_lists"), nb::arg("has_planes"), nb::arg("num_threads") = 1);
+    module.def("search", &search_best, nb::arg("segments"), nb::arg("masks"), nb::arg("tables"), nb::arg("k"),
+               nb::arg("num_threads") = 1, nb::arg("plan") = "any");
+    module.def("search_within", &search_within, nb::arg("segments"), nb::arg("masks"), nb::arg("tables"),
+               nb::arg("threshold"), nb::arg("num_threads") = 1);
+    module.def("explain", &explain, nb::arg("segments"), nb::arg("masks"), nb::arg("tables"), nb::arg("k"),
+               nb::arg("plan") = "any");
+    module.def("first_bad_table", &first_bad_table, nb::arg("tables"));
+    module.def("available_kernels", [] {
+        std::vector<std::string> names;
+        for (const Kernel& kernel : available_kernels()) names.push_back(kernel.name);
+        return names;
+    });
+    module.def("choose_kernel", &choose_kernel, nb::arg("name"));
+}

@@ -1,0 +1,175 @@
+#include "segment.hpp"
+
+#include <algorithm>
+#include <numeric>
+
+#include "kernels.hpp"
+#include "parallel.hpp"
+
+namespace opqn {
+
+std::vector<std::pair<std::uint32_t, std::uint32_t>> Layout::pairs() const {
+    std::vector<std::pair<std::uint32_t, std::uint32_t>> found;
+    if (clique < 2) return found;
+    for (std::uint32_t first = 0; first < num_books; first += clique) {
+        const std::uint32_t last = std::min(first + clique, num_books);
+        for (std::uint32_t a = first; a < last; ++a) {
+            for (std::uint32_t b = a + 1; b < last; ++b) found.emplace_back(a, b);
+        }
+    }
+    return found;
+}
+
+template <class T>
+std::span<T> Segment::allocate(std::size_t count) {
+    const std::size_t bytes = count * sizeof(T);
+    memory_.push_back(std::unique_ptr<std::uint8_t[]>(new std::uint8_t[bytes + kPadding]));
+    std::memset(memory_.back().get() + bytes, 0, kPadding);
+    num_bytes_ += bytes;
+    return {reinterpret_cast<T*>(memory_.back().get()), count};
+}
+
+std::size_t Segment::num_bytes() const { return num_bytes_; }
+
+namespace {
+
+// Counts items of each cell of words (a, b) and turns the counts into starts: (K * K + 1,).
+void count_cells(const std::uint8_t* codes, std::uint32_t size, const Layout& layout, std::uint32_t a, std::uint32_t b,
+                 std::span<std::uint32_t> starts) {
+    std::fill(starts.begin(), starts.end(), 0);
+    const std::size_t stride = layout.num_books;
+    for (std::uint32_t i = 0; i < size; ++i) ++starts[codes[i * stride + a] * layout.num_words + codes[i * stride + b] + 1];
+    std::partial_sum(starts.begin(), starts.end(), starts.begin());
+}
+
+void store24(std::uint8_t* place, std::uint32_t value) {
+    place[0] = static_cast<std::uint8_t>(value);
+    place[1] = static_cast<std::uint8_t>(value >> 8);
+    place[2] = static_cast<std::uint8_t>(value >> 16);
+}
+
+}  // namespace
+
+std::shared_ptr<const Segment> Segment::build(const Layout& layout, const std::uint8_t* codes, const std::int64_t* ids,
+                                              std::uint32_t size, unsigned num_threads) {
+    if (size > kMaxItems) throw std::invalid_argument("a segment holds at most 2^24 items");
+    std::shared_ptr<Segment> segment(new Segment);
+    segment->layout_ = layout;
+    segment->size_ = size;
+    const std::size_t books = layout.num_books;
+    const auto pairs = layout.pairs();
+
+    std::int64_t low = 0, high = 0;
+    if (size) {
+        const auto [smallest, largest] = std::minmax_element(ids, ids + size);
+        low = *smallest, high = *largest;
+    }
+    const bool is_narrow = high - low <= 0xFFFFFFFF;
+    segment->first_id_ = low;
+    auto own_codes = segment->allocate<std::uint8_t>(size * books);
+    auto narrow = segment->allocate<std::uint32_t>(is_narrow ? size : 0);
+    auto wide = segment->allocate<std::int64_t>(is_narrow ? 0 : size);
+    const auto place = [&](std::uint32_t to, std::uint32_t from) {
+        std::memcpy(own_codes.data() + to * books, codes + from * books, books);
+        if (is_narrow) narrow[to] = static_cast<std::uint32_t>(ids[from] - low);
+        else wide[to] = ids[from];
+    };
+
+    segment->pair_numbers_.assign(books * books, -1);
+    segment->pairs_.resize(pairs.size());
+    const std::size_t num_cells = static_cast<std::size_t>(layout.num_words) * layout.num_words;
+    for (std::size_t p = 0; p < pairs.size(); ++p) {
+        segment->pairs_[p].first_book = pairs[p].first;
+        segment->pairs_[p].second_book = pairs[p].second;
+        segment->pair_numbers_[pairs[p].first * books + pairs[p].second] = static_cast<std::int32_t>(p);
+    }
+    if (pairs.empty()) {
+        for (std::uint32_t i = 0; i < size; ++i) place(i, i);
+    } else {
+        // Items are laid down in the order of the first pair's cells, which therefore need no positions.
+        auto starts = segment->allocate<std::uint32_t>(num_cells + 1);
+        count_cells(codes, size, layout, pairs[0].first, pairs[0].second, starts);
+        std::vector<std::uint32_t> next(starts.begin(), starts.end() - 1);
+        for (std::uint32_t i = 0; i < size; ++i) {
+            const std::uint8_t* code = codes + i * books;
+            place(next[code[pairs[0].first] * layout.num_words + code[pairs[0].second]]++, i);
+        }
+        segment->pairs_[0].starts = starts;
+    }
+    segment->codes_ = own_codes;
+    segment->narrow_ids_ = narrow;
+    segment->wide_ids_ = wide;
+
+    std::vector<std::span<std::uint8_t>> positions;
+    std::vector<std::span<std::uint32_t>> starts;
+    for (std::size_t p = 1; p < pairs.size(); ++p) {
+        starts.push_back(segment->allocate<std::uint32_t>(num_cells + 1));
+        positions.push_back(segment->allocate<std::uint8_t>(3 * static_cast<std::size_t>(size) + 1));
+        segment->pairs_[p].starts = starts.back();
+        segment->pairs_[p].positions = positions.back();
+    }
+    parallel_for(positions.size(), num_threads, [&](std::size_t number) {
+        const auto [a, b] = pairs[number + 1];
+        count_cells(own_codes.data(), size, layout, a, b, starts[number]);
+        std::vector<std::uint32_t> next(starts[number].begin(), starts[number].end() - 1);
+        for (std::uint32_t i = 0; i < size; ++i) {
+            const std::uint8_t* code = own_codes.data() + i * books;
+            const std::uint32_t to = next[code[a] * layout.num_words + code[b]]++;
+            store24(positions[number].data() + 3 * static_cast<std::size_t>(to), i);
+        }
+        positions[number].back() = 0;
+    });
+
+    if (layout.has_planes) segment->build_planes();
+    if (layout.has_lists) {
+        const std::uint32_t blocks = segment->num_blocks();
+        auto list_starts = segment->allocate<std::uint32_t>(blocks * segment->num_lists());
+        auto postings = segment->allocate<std::uint16_t>(size * books);
+        parallel_for(blocks, num_threads, [&](std::size_t block) {
+            const auto number = static_cast<std::uint32_t>(block);
+            segment->build_lists(number, number + 1, list_starts, postings);
+        });
+        segment->list_starts_ = list_starts;
+        segment->postings_ = postings;
+    }
+    return segment;
+}
+
+void Segment::build_planes() {
+    const std::size_t rows = layout_.num_rows();
+    const std::size_t groups = (size_ + kGroup - 1) / kGroup;
+    auto planes = allocate<std::uint8_t>(groups * rows * kGroup);
+    std::fill(planes.begin(), planes.end(), 0);
+    const std::uint32_t shift = layout_.nibble_shift();
+    for (std::uint32_t i = 0; i < size_; ++i) {
+        std::uint8_t* group = planes.data() + i / kGroup * rows * kGroup + i % kGroup;
+        const std::uint8_t* own = code(i);
+        for (std::uint32_t m = 0; m < layout_.num_books; ++m) {
+            group[m / 2 * kGroup] |= static_cast<std::uint8_t>(own[m] >> shift << (m % 2 * 4));
+        }
+    }
+    planes_ = planes;
+}
+
+void Segment::build_lists(std::uint32_t first_block, std::uint32_t last_block, std::span<std::uint32_t> starts,
+                          std::span<std::uint16_t> postings) const {
+    std::vector<std::uint32_t> next(num_lists());
+    for (std::uint32_t block = first_block; block < last_block; ++block) {
+        const std::uint32_t begin = block * kBlock, end = std::min(begin + kBlock, size_);
+        auto own = starts.subspan(block * num_lists(), num_lists());
+        std::fill(own.begin(), own.end(), 0);
+        for (std::uint32_t i = begin; i < end; ++i) {
+            for (std::uint32_t m = 0; m < layout_.num_books; ++m) ++own[m * layout_.num_words + code(i)[m] + 1];
+        }
+        std::partial_sum(own.begin(), own.end(), own.begin());
+        std::copy(own.begin(), own.end(), next.begin());
+        std::uint16_t* to = postings.data() + static_cast<std::size_t>(begin) * layout_.num_books;
+        for (std::uint32_t i = begin; i < end; ++i) {
+            for (std::uint32_t m = 0; m < layout_.num_books; ++m) {
+                to[next[m * layout_.num_words + code(i)[m]]++] = static_cast<std::uint16_t>(i - begin);
+            }
+        }
+    }
+}
+
+}  // namespace opqn

@@ -1,0 +1,136 @@
+// An immutable set of coded items, with the structures that search plans read.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <span>
+#include <stdexcept>
+#include <vector>
+
+namespace opqn {
+
+// Data that contradicts itself: it was changed or cut short after it was written.
+struct CorruptError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+inline constexpr std::uint32_t kMaxItems = 1u << 24;  // positions of a segment are 24-bit numbers
+inline constexpr std::uint32_t kBlock = 1u << 15;     // items of a block: its counters fit the first-level cache
+inline constexpr std::size_t kPadding = 64;           // bytes behind every array that may be read and not used
+
+struct Layout {
+    std::uint32_t num_books;   // M
+    std::uint32_t num_words;   // K
+    std::uint32_t clique = 0;  // books of a group whose pairs all have cells: 0 (no pairs), or 2 or more
+    bool has_lists = false;
+    bool has_planes = false;
+
+    std::uint32_t num_rows() const { return (num_books + 1) / 2; }  // of the planes
+    // Words above 16 share nibbles: a nibble is the word's highest four bits.
+    std::uint32_t nibble_shift() const {
+        std::uint32_t shift = 0;
+        while ((num_words >> shift) > 16) ++shift;
+        return shift;
+    }
+    // The pairs (a, b), a < b, of each group of `clique` neighbouring books, in lexicographic order.
+    std::vector<std::pair<std::uint32_t, std::uint32_t>> pairs() const;
+};
+
+// Items of one pair of books, by cell: the cell of words (i, j) is number i * K + j.
+struct PairCells {
+    std::uint32_t first_book = 0, second_book = 0;
+    std::span<const std::uint32_t> starts;    // (K * K + 1,) where each cell begins
+    std::span<const std::uint8_t> positions;  // (3 n + padding,) 24-bit numbers; empty where item i is at position i
+
+    bool is_implicit() const { return positions.empty(); }
+    std::uint32_t position(std::uint32_t place) const {
+        if (is_implicit()) return place;
+        std::uint32_t value;
+        std::memcpy(&value, positions.data() + 3 * static_cast<std::size_t>(place), 4);
+        return value & 0xFFFFFF;  // the arrays are little-endian, as is every machine this is built for
+    }
+};
+
+class Segment {
+public:
+    Segment(const Segment&) = delete;
+    Segment& operator=(const Segment&) = delete;
+
+    // Sorts and copies codes (n, M) and their ids (n,) into a segment.
+    static std::shared_ptr<const Segment> build(const Layout& layout, const std::uint8_t* codes,
+                                                const std::int64_t* ids, std::uint32_t size, unsigned num_threads);
+
+    std::uint32_t size() const { return size_; }
+    const Layout& layout() const { return layout_; }
+
+    const std::uint8_t* code(std::uint32_t position) const {
+        return codes_.data() + static_cast<std::size_t>(position) * layout_.num_books;
+    }
+    std::int64_t id(std::uint32_t position) const {
+        return wide_ids_.empty() ? first_id_ + narrow_ids_[position] : wide_ids_[position];
+    }
+
+    // (ceil(n / 32) * rows * 32,): see DeficitMasks.
+    std::span<const std::uint8_t> planes() const { return planes_; }
+
+    std::uint32_t num_blocks() const { return (size_ + kBlock - 1) / kBlock; }
+    // Places, in postings(), of the items of a block that have word `word` in book `book`.
+    std::pair<std::uint32_t, std::uint32_t> list(std::uint32_t block, std::uint32_t book, std::uint32_t word) const {
+        const std::uint32_t* starts = list_starts_.data() + static_cast<std::size_t>(block) * num_lists();
+        const std::uint32_t number = book * layout_.num_words + word;
+        const std::uint32_t begin = starts[number], end = starts[number + 1];
+        if (begin > end || end > num_block_postings(block)) throw CorruptError("a list of an index runs backwards");
+        return {begin, end};
+    }
+    // Postings of a block: numbers of items in the block.
+    const std::uint16_t* postings(std::uint32_t block) const {
+        return postings_.data() + static_cast<std::size_t>(block) * kBlock * layout_.num_books;
+    }
+
+    // The cells of the pair (a, b), a < b, or null.
+    const PairCells* pair(std::uint32_t a, std::uint32_t b) const {
+        const std::int32_t number = pair_numbers_[a * layout_.num_books + b];
+        return number < 0 ? nullptr : &pairs_[static_cast<std::size_t>(number)];
+    }
+    std::pair<std::uint32_t, std::uint32_t> cell(const PairCells& pair, std::uint32_t number) const {
+        const std::uint32_t begin = pair.starts[number], end = pair.starts[number + 1];
+        if (begin > end || end > size_) throw CorruptError("a cell of an index runs backwards");
+        return {begin, end};
+    }
+
+    std::size_t num_bytes() const;
+
+private:
+    Segment() = default;
+
+    std::size_t num_lists() const { return static_cast<std::size_t>(layout_.num_books) * layout_.num_words + 1; }
+    std::uint32_t num_block_postings(std::uint32_t block) const {
+        const std::uint32_t items = std::min(kBlock, size_ - block * kBlock);
+        return items * layout_.num_books;
+    }
+
+    template <class T>
+    std::span<T> allocate(std::size_t count);
+
+    void build_planes();
+    void build_lists(std::uint32_t first_block, std::uint32_t last_block, std::span<std::uint32_t> starts,
+                     std::span<std::uint16_t> postings) const;
+
+    Layout layout_{};
+    std::uint32_t size_ = 0;
+    std::int64_t first_id_ = 0;
+    std::span<const std::uint8_t> codes_;         // (n * M,)
+    std::span<const std::uint32_t> narrow_ids_;   // (n,) less first_id_, or empty
+    std::span<const std::int64_t> wide_ids_;      // (n,) where ids lie too far apart, or empty
+    std::span<const std::uint8_t> planes_;
+    std::span<const std::uint32_t> list_starts_;  // (blocks * (M * K + 1),) counted from the block's first posting
+    std::span<const std::uint16_t> postings_;     // (n * M,)
+    std::vector<PairCells> pairs_;
+    std::vector<std::int32_t> pair_numbers_;      // (M * M,)
+    std::vector<std::unique_ptr<std::uint8_t[]>> memory_;
+    std::size_t num_bytes_ = 0;
+};
+
+}  // namespace opqn
