@@ -15,8 +15,9 @@
 namespace opqn {
 namespace {
 
-void masks_plain(const std::uint8_t* planes, std::size_t num_groups, std::size_t num_rows,
+std::size_t masks_plain(const std::uint8_t* planes, std::size_t num_groups, std::size_t num_rows,
                  const std::uint8_t* deficits, std::uint32_t* masks) {
+    std::size_t count = 0;
     for (std::size_t group = 0; group < num_groups; ++group, planes += num_rows * kGroup) {
         std::uint32_t sums[kGroup] = {};
         for (std::size_t row = 0; row < num_rows; ++row) {
@@ -28,16 +29,19 @@ void masks_plain(const std::uint8_t* planes, std::size_t num_groups, std::size_t
         std::uint32_t mask = 0;
         for (std::size_t i = 0; i < kGroup; ++i) mask |= static_cast<std::uint32_t>(sums[i] < 255) << i;
         masks[group] = mask;
+        count += static_cast<std::size_t>(__builtin_popcount(masks[group]));
     }
+    return count;
 }
 
 #ifdef OPQN_X86
 
-__attribute__((target("avx2"))) void masks_avx2(const std::uint8_t* planes, std::size_t num_groups,
+__attribute__((target("avx2,popcnt"))) std::size_t masks_avx2(const std::uint8_t* planes, std::size_t num_groups,
                                                 std::size_t num_rows, const std::uint8_t* deficits,
                                                 std::uint32_t* masks) {
     const __m256i nibble = _mm256_set1_epi8(15);
     const __m256i all = _mm256_set1_epi8(-1);
+    std::size_t count = 0;
     for (std::size_t group = 0; group < num_groups; ++group, planes += num_rows * kGroup) {
         __m256i low_sum = _mm256_setzero_si256();
         __m256i high_sum = _mm256_setzero_si256();
@@ -53,14 +57,17 @@ __attribute__((target("avx2"))) void masks_avx2(const std::uint8_t* planes, std:
         }
         const __m256i sum = _mm256_adds_epu8(low_sum, high_sum);
         masks[group] = ~static_cast<std::uint32_t>(_mm256_movemask_epi8(_mm256_cmpeq_epi8(sum, all)));
+        count += static_cast<std::size_t>(__builtin_popcount(masks[group]));
     }
+    return count;
 }
 
 // Two rows of a group fill a register; the last of an odd number of rows takes half of one.
-__attribute__((target("avx512f,avx512bw,avx2"))) void masks_avx512(const std::uint8_t* planes, std::size_t num_groups,
+__attribute__((target("avx512f,avx512bw,avx2,popcnt"))) std::size_t masks_avx512(const std::uint8_t* planes, std::size_t num_groups,
                                                                    std::size_t num_rows, const std::uint8_t* deficits,
                                                                    std::uint32_t* masks) {
     const __m512i nibble = _mm512_set1_epi8(15);
+    std::size_t count = 0;
     for (std::size_t group = 0; group < num_groups; ++group, planes += num_rows * kGroup) {
         __m512i sum = _mm512_setzero_si512();
         for (std::size_t row = 0; row < num_rows; row += 2) {
@@ -78,7 +85,9 @@ __attribute__((target("avx512f,avx512bw,avx2"))) void masks_avx512(const std::ui
         const __m256i total = _mm256_adds_epu8(_mm512_castsi512_si256(sum), _mm512_extracti64x4_epi64(sum, 1));
         const __m256i pruned = _mm256_cmpeq_epi8(total, _mm256_set1_epi8(-1));
         masks[group] = ~static_cast<std::uint32_t>(_mm256_movemask_epi8(pruned));
+        count += static_cast<std::size_t>(__builtin_popcount(masks[group]));
     }
+    return count;
 }
 
 #endif
@@ -90,10 +99,11 @@ std::uint32_t neon_mask(uint8x16_t kept) {  // one bit a byte
     return vaddv_u8(vget_low_u8(bits)) | static_cast<std::uint32_t>(vaddv_u8(vget_high_u8(bits))) << 8;
 }
 
-void masks_neon(const std::uint8_t* planes, std::size_t num_groups, std::size_t num_rows, const std::uint8_t* deficits,
+std::size_t masks_neon(const std::uint8_t* planes, std::size_t num_groups, std::size_t num_rows, const std::uint8_t* deficits,
                 std::uint32_t* masks) {
     const uint8x16_t nibble = vdupq_n_u8(15);
     const uint8x16_t all = vdupq_n_u8(255);
+    std::size_t count = 0;
     for (std::size_t group = 0; group < num_groups; ++group, planes += num_rows * kGroup) {
         uint8x16_t first = vdupq_n_u8(0);
         uint8x16_t second = vdupq_n_u8(0);
@@ -108,7 +118,9 @@ void masks_neon(const std::uint8_t* planes, std::size_t num_groups, std::size_t 
             second = vqaddq_u8(second, vqtbl1q_u8(high_table, vshrq_n_u8(b, 4)));
         }
         masks[group] = neon_mask(vcltq_u8(first, all)) | neon_mask(vcltq_u8(second, all)) << 16;
+        count += static_cast<std::size_t>(__builtin_popcount(masks[group]));
     }
+    return count;
 }
 
 #endif

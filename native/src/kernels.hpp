@@ -16,8 +16,9 @@ inline constexpr std::size_t kGroup = 32;  // codes of which the planes keep the
 //         2p + 1 (high).
 // deficits: num_rows x 2 x 16 bytes: by how much, at least, a nibble keeps a score below the highest possible one.
 // masks: num_groups words; bit i is set if the deficits of code i add up to 254 or less, with saturation at 255.
-using DeficitMasks = void (*)(const std::uint8_t* planes, std::size_t num_groups, std::size_t num_rows,
-                              const std::uint8_t* deficits, std::uint32_t* masks);
+// Returns the number of bits set.
+using DeficitMasks = std::size_t (*)(const std::uint8_t* planes, std::size_t num_groups, std::size_t num_rows,
+                                     const std::uint8_t* deficits, std::uint32_t* masks);
 
 struct Kernel {
     std::string name;

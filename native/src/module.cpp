@@ -200,6 +200,59 @@ std::shared_ptr<const Segment> build(Codes codes, Ids ids, std::uint32_t num_wor
     return Segment::build(layout, data, ids.data(), static_cast<std::uint32_t>(codes.shape(0)), num_threads);
 }
 
+// For each segment, of these ids, the positions that have them, -1 where none has.
+nb::ndarray<nb::numpy, std::int64_t> find(const Segment& segment, Ids ids) {
+    std::vector<std::int64_t> positions(ids.shape(0));
+    {
+        nb::gil_scoped_release release;
+        for (std::size_t i = 0; i < positions.size(); ++i) {
+            const std::uint32_t position = segment.find(ids.data()[i]);
+            positions[i] = position < segment.size() ? static_cast<std::int64_t>(position) : -1;
+        }
+    }
+    const std::size_t count = positions.size();
+    return to_numpy(std::move(positions), {count});
+}
+
+nb::ndarray<nb::numpy, std::int64_t> ids_of(const Segment& segment) {
+    std::vector<std::int64_t> ids(segment.size());
+    for (std::uint32_t i = 0; i < segment.size(); ++i) ids[i] = segment.id(i);
+    const std::size_t count = ids.size();
+    return to_numpy(std::move(ids), {count});
+}
+
+using Bytes = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+nb::dict arrays_of(const std::shared_ptr<const Segment>& segment) {
+    nb::dict found;
+    for (const auto& [name, bytes] : segment->arrays()) {
+        auto* kept = new std::shared_ptr<const Segment>(segment);
+        nb::capsule owner(kept, [](void* pointer) noexcept { delete static_cast<std::shared_ptr<const Segment>*>(pointer); });
+        found[name.c_str()] = nb::ndarray<nb::numpy, const std::uint8_t>(bytes.data(), {bytes.size()}, owner);
+    }
+    return found;
+}
+
+std::shared_ptr<const Segment> from_arrays(nb::dict arrays, std::uint32_t size, std::int64_t first_id,
+                                           std::uint32_t num_books, std::uint32_t num_words, std::uint32_t clique,
+                                           bool has_lists, bool has_planes) {
+    if (num_books < 1 || num_books > 64 || num_words < 2 || num_words > 256) throw CorruptError("a segment of no such codes");
+    if (clique % 2 || clique > 64) throw CorruptError("cliques are of an even number of books");
+    Segment::Arrays views;
+    auto kept = std::make_shared<std::vector<Bytes>>();
+    for (const auto& [name, value] : arrays) {
+        kept->push_back(nb::cast<Bytes>(value));
+        views[nb::cast<std::string>(name)] = {kept->back().data(), kept->back().size()};
+    }
+    // The last search to let go of a segment may not hold the GIL, which NumPy's memory needs.
+    std::shared_ptr<void> owner(kept.get(), [kept](void*) mutable {
+        nb::gil_scoped_acquire acquire;
+        kept.reset();
+    });
+    kept.reset();
+    return Segment::from_arrays({num_books, num_words, clique, has_lists, has_planes}, size, first_id, views, owner);
+}
+
 }  // namespace
 
 NB_MODULE(_native, module) {
@@ -213,7 +266,13 @@ NB_MODULE(_native, module) {
     });
     nb::class_<Segment>(module, "Segment")
         .def("__len__", &Segment::size)
-        .def_prop_ro("num_bytes", &Segment::num_bytes);
+        .def_prop_ro("num_bytes", &Segment::num_bytes)
+        .def_prop_ro("first_id", &Segment::first_id)
+        .def("ids", &ids_of)
+        .def("find", &find, nb::arg("ids"));
+    module.def("arrays_of", &arrays_of, nb::arg("segment"));
+    module.def("from_arrays", &from_arrays, nb::arg("arrays"), nb::kw_only(), nb::arg("size"), nb::arg("first_id"),
+               nb::arg("num_books"), nb::arg("num_words"), nb::arg("clique"), nb::arg("has_lists"), nb::arg("has_planes"));
     module.attr("MAX_ITEMS") = kMaxItems;
     module.def("build", &build, nb::arg("codes"), nb::arg("ids"), nb::kw_only(), nb::arg("num_words"), nb::arg("clique"),
                nb::arg("has_lists"), nb::arg("has_planes"), nb::arg("num_threads") = 1);

@@ -24,6 +24,8 @@ constexpr double kCacheBytes = 16e6;
 
 constexpr std::uint32_t kSmall = 2048;       // items that are not worth a plan
 constexpr std::uint32_t kSeedStep = 1024;    // items scanned at a time until there are k hits
+constexpr std::uint32_t kScannedBlocks = 16;
+constexpr double kGuessShare = 0.4;  // of the way from the highest score to a typical one
 constexpr double kNever = std::numeric_limits<double>::infinity();
 constexpr double kLowest = -std::numeric_limits<double>::infinity();
 constexpr std::size_t kAhead = 24;           // items fetched ahead of the one being scored
@@ -224,45 +226,56 @@ private:
     }
 
     void offer(float score, std::uint32_t position) {
-        if (score >= found_.floor() && mask_.allows(position)) found_.offer(score, segment_.id(position));
+        if (score < found_.floor() || !mask_.allows(position)) return;
+        const Hit hit{score, segment_.id(position)};
+        if (found_.wants(hit)) found_.offer(hit);
     }
 
     // --- plain scans
 
     void scan(std::uint32_t begin, std::uint32_t end) {
-        switch (query_.num_books()) {
-            case 4: return scan_books<4>(begin, end);
-            case 6: return scan_books<6>(begin, end);
-            case 8: return scan_books<8>(begin, end);
-            case 12: return scan_books<12>(begin, end);
-            case 16: return scan_books<16>(begin, end);
-            default: return scan_books<0>(begin, end);
-        }
+        const std::uint32_t books = query_.num_books(), words = query_.num_words();
+        if (trace_) trace_->num_scored += end - begin;
+        if (books == 8 && words == 256) return scan_shape<8, 256>(begin, end);
+        if (books == 8 && words == 64) return scan_shape<8, 64>(begin, end);
+        if (books == 4 && words == 256) return scan_shape<4, 256>(begin, end);
+        if (books == 16 && words == 16) return scan_shape<16, 16>(begin, end);
+        scan_shape<0, 0>(begin, end);
     }
 
-    // The number of books is known to the compiler, or 0.
-    template <std::uint32_t kBooks>
-    void scan_books(std::uint32_t begin, std::uint32_t end) {
+    // Numbers of books and words that are known to the compiler, or 0.
+    template <std::uint32_t kBooks, std::uint32_t kWords>
+    void scan_shape(std::uint32_t begin, std::uint32_t end) {
         constexpr std::uint32_t kAtOnce = 4;  // independent sums hide the latency of an addition
         const std::uint32_t books = kBooks ? kBooks : query_.num_books();
-        if (trace_) trace_->num_scored += end - begin;
-        std::uint32_t position = begin;
+        const std::uint32_t words = kWords ? kWords : query_.num_words();
+        const float* const table = query_.table();
+        const std::uint8_t* code = segment_.code(begin);
         float floor = found_.floor();
-        for (; position + kAtOnce <= end; position += kAtOnce) {
-            const std::uint8_t* code = segment_.code(position);
+        std::uint32_t position = begin;
+        for (; position + kAtOnce <= end; position += kAtOnce, code += kAtOnce * books) {
             float sums[kAtOnce];
-            for (std::uint32_t i = 0; i < kAtOnce; ++i) sums[i] = rows_[0][code[i * books]];
-            for (std::uint32_t m = 1; m < books; ++m) {
-                for (std::uint32_t i = 0; i < kAtOnce; ++i) sums[i] += rows_[m][code[i * books + m]];
-            }
-            for (std::uint32_t i = 0; i < kAtOnce; ++i) {
-                if (sums[i] >= floor) {
-                    offer(sums[i], position + i);
-                    floor = found_.floor();
+            if constexpr (kBooks == 8) {
+                std::uint64_t packed[kAtOnce];  // a code in one load: loads are what a scan is short of
+                for (std::uint32_t i = 0; i < kAtOnce; ++i) {
+                    std::memcpy(&packed[i], code + i * 8, 8);
+                    sums[i] = table[packed[i] & 255];
+                }
+                for (std::uint32_t m = 1; m < 8; ++m) {
+                    for (std::uint32_t i = 0; i < kAtOnce; ++i) sums[i] += table[m * words + (packed[i] >> (8 * m) & 255)];
+                }
+            } else {
+                for (std::uint32_t i = 0; i < kAtOnce; ++i) sums[i] = table[code[i * books]];
+                for (std::uint32_t m = 1; m < books; ++m) {
+                    for (std::uint32_t i = 0; i < kAtOnce; ++i) sums[i] += table[m * words + code[i * books + m]];
                 }
             }
+            if (std::max(std::max(sums[0], sums[1]), std::max(sums[2], sums[3])) >= floor) {
+                for (std::uint32_t i = 0; i < kAtOnce; ++i) offer(sums[i], position + i);
+                floor = found_.floor();
+            }
         }
-        for (; position < end; ++position) offer(query_.score(segment_.code(position)), position);
+        for (; position < end; ++position, code += books) offer(query_.score(code), position);
     }
 
     void score_allowed() {
@@ -295,11 +308,12 @@ private:
             typical += sorted[num_nibbles / 2];
         }
         // Where the hits stand out, a guess at the k-th score rules out nearly everything, and one pass proves it.
-        for (const double share : {0.3, 0.6}) {
-            const double guess = query_.sum_of_highest() - share * typical - query_.slack();
-            if (found_.full() && found_.floor() >= guess) break;
-            if (!bound_blocks(gaps, guess)) break;
-            if (found_.full() && found_.floor() >= guess) return;
+        // Cells would have found such hits already.
+        if (segment_.layout().clique == 0) {
+            const double guess = query_.sum_of_highest() - kGuessShare * typical - query_.slack();
+            if (!(found_.full() && found_.floor() >= guess) && bound_blocks(gaps, guess)) {
+                if (found_.full() && found_.floor() >= guess) return;
+            }
         }
         bound_blocks(gaps, kLowest);
     }
@@ -334,22 +348,26 @@ private:
                 }
             }
             const std::uint32_t num_groups = (end - position + kGroup - 1) / kGroup;
-            kernel().deficit_masks(segment_.planes().data() + static_cast<std::size_t>(position / kGroup) * rows * kGroup,
-                                   num_groups, rows, deficits.data(), masks.data());
+            const std::size_t num_left = kernel().deficit_masks(
+                segment_.planes().data() + static_cast<std::size_t>(position / kGroup) * rows * kGroup, num_groups, rows,
+                deficits.data(), masks.data());
+            if (trace_) trace_->num_bounded += end - position;
+            num_passed += num_left;
+            if (guess != kLowest && num_passed > 4096 + position / 32) return false;
+            if (num_left > kBlock / 8) {
+                // Where bounds rule out little they only cost: this block is scanned, and so are a few more.
+                blocks_to_scan = kScannedBlocks;
+                continue;
+            }
             for (std::uint32_t group = 0; group < num_groups; ++group) {
                 for (std::uint32_t mask = masks[group]; mask; mask &= mask - 1) {
                     const std::uint32_t item = position + group * kGroup + static_cast<std::uint32_t>(std::countr_zero(mask));
                     if (item < end) positions_.push_back(item);  // the last group may have empty places
                 }
             }
-            const std::size_t num_left = positions_.size();
-            num_passed += num_left;
-            if (trace_) trace_->num_bounded += end - position, trace_->num_scored += num_left;
+            if (trace_) trace_->num_scored += positions_.size();
             score_positions();
             position = end;
-            if (guess != kLowest && num_passed > 4096 + position / 32) return false;
-            // Where bounds rule out little they only cost; look again a few blocks later.
-            if (guess == kLowest && num_left > kBlock / 8) blocks_to_scan = 7;
         }
         return true;
     }
@@ -567,7 +585,7 @@ private:
         const double scale = (255 - query_.num_books()) / std::max(lifts, 1e-300);
         std::vector<std::uint8_t> weights;
         for (const List& list : lists) weights.push_back(static_cast<std::uint8_t>(std::ceil(list.lift * scale)));
-        std::vector<std::uint8_t> counters(kBlock + kPadding, 0);
+        std::vector<std::uint8_t> counters(kBlock, 0);
         std::vector<std::uint16_t> met(kBlock + 1);
         const std::uint32_t num_blocks = segment_.num_blocks();
         if (trace_) trace_->num_lists += lists.size();

@@ -23,10 +23,10 @@ std::vector<std::pair<std::uint32_t, std::uint32_t>> Layout::pairs() const {
 template <class T>
 std::span<T> Segment::allocate(std::size_t count) {
     const std::size_t bytes = count * sizeof(T);
-    memory_.push_back(std::unique_ptr<std::uint8_t[]>(new std::uint8_t[bytes + kPadding]));
-    std::memset(memory_.back().get() + bytes, 0, kPadding);
+    const std::shared_ptr<std::uint8_t[]> memory(new std::uint8_t[bytes]);
+    memory_.push_back(memory);
     num_bytes_ += bytes;
-    return {reinterpret_cast<T*>(memory_.back().get()), count};
+    return {reinterpret_cast<T*>(memory.get()), count};
 }
 
 std::size_t Segment::num_bytes() const { return num_bytes_; }
@@ -75,14 +75,8 @@ std::shared_ptr<const Segment> Segment::build(const Layout& layout, const std::u
         else wide[to] = ids[from];
     };
 
-    segment->pair_numbers_.assign(books * books, -1);
-    segment->pairs_.resize(pairs.size());
-    const std::size_t num_cells = static_cast<std::size_t>(layout.num_words) * layout.num_words;
-    for (std::size_t p = 0; p < pairs.size(); ++p) {
-        segment->pairs_[p].first_book = pairs[p].first;
-        segment->pairs_[p].second_book = pairs[p].second;
-        segment->pair_numbers_[pairs[p].first * books + pairs[p].second] = static_cast<std::int32_t>(p);
-    }
+    segment->number_pairs();
+    const std::size_t num_cells = layout.num_cells();
     if (pairs.empty()) {
         for (std::uint32_t i = 0; i < size; ++i) place(i, i);
     } else {
@@ -133,6 +127,78 @@ std::shared_ptr<const Segment> Segment::build(const Layout& layout, const std::u
         segment->postings_ = postings;
     }
     return segment;
+}
+
+void Segment::number_pairs() {
+    const auto pairs = layout_.pairs();
+    pair_numbers_.assign(static_cast<std::size_t>(layout_.num_books) * layout_.num_books, -1);
+    pairs_.resize(pairs.size());
+    for (std::size_t p = 0; p < pairs.size(); ++p) {
+        pair_numbers_[pairs[p].first * layout_.num_books + pairs[p].second] = static_cast<std::int32_t>(p);
+    }
+}
+
+Segment::Arrays Segment::arrays() const {
+    Arrays found;
+    const auto put = [&](const std::string& name, auto values) {
+        if (!values.empty()) {
+            found[name] = {reinterpret_cast<const std::uint8_t*>(values.data()), values.size_bytes()};
+        }
+    };
+    put("codes", codes_);
+    put("narrow_ids", narrow_ids_);
+    put("wide_ids", wide_ids_);
+    put("planes", planes_);
+    put("list_starts", list_starts_);
+    put("postings", postings_);
+    for (std::size_t p = 0; p < pairs_.size(); ++p) {
+        put("starts." + std::to_string(p), pairs_[p].starts);
+        put("positions." + std::to_string(p), pairs_[p].positions);
+    }
+    return found;
+}
+
+std::shared_ptr<const Segment> Segment::from_arrays(const Layout& layout, std::uint32_t size, std::int64_t first_id,
+                                                    const Arrays& arrays, std::shared_ptr<void> owner) {
+    if (size > kMaxItems) throw CorruptError("a segment claims more items than one can hold");
+    std::shared_ptr<Segment> segment(new Segment);
+    segment->layout_ = layout;
+    segment->size_ = size;
+    segment->first_id_ = first_id;
+    segment->memory_.push_back(std::move(owner));
+    segment->number_pairs();
+    const auto take = [&]<class T>(std::span<const T>& values, const std::string& name, std::size_t count) {
+        const auto found = arrays.find(name);
+        const std::span<const std::uint8_t> bytes = found == arrays.end() ? std::span<const std::uint8_t>() : found->second;
+        if (bytes.size() != count * sizeof(T)) throw CorruptError("the array " + name + " of a segment has the wrong size");
+        if (reinterpret_cast<std::uintptr_t>(bytes.data()) % alignof(T)) throw CorruptError("the array " + name + " is not aligned");
+        values = {reinterpret_cast<const T*>(bytes.data()), count};
+        segment->num_bytes_ += bytes.size();
+    };
+    const std::size_t n = size, books = layout.num_books;
+    const bool is_narrow = !arrays.contains("wide_ids");
+    take(segment->codes_, "codes", n * books);
+    take(segment->narrow_ids_, "narrow_ids", is_narrow ? n : 0);
+    take(segment->wide_ids_, "wide_ids", is_narrow ? 0 : n);
+    take(segment->planes_, "planes", layout.has_planes ? (n + kGroup - 1) / kGroup * layout.num_rows() * kGroup : 0);
+    take(segment->list_starts_, "list_starts", layout.has_lists ? segment->num_blocks() * segment->num_lists() : 0);
+    take(segment->postings_, "postings", layout.has_lists ? n * books : 0);
+    for (std::size_t p = 0; p < segment->pairs_.size(); ++p) {
+        take(segment->pairs_[p].starts, "starts." + std::to_string(p), layout.num_cells() + 1);
+        if (p) take(segment->pairs_[p].positions, "positions." + std::to_string(p), 3 * n + 1);
+    }
+    return segment;
+}
+
+std::uint32_t Segment::find(std::int64_t id) const {
+    std::call_once(order_made_, [&] {
+        order_.resize(size_);
+        std::iota(order_.begin(), order_.end(), 0);
+        std::sort(order_.begin(), order_.end(), [&](std::uint32_t a, std::uint32_t b) { return this->id(a) < this->id(b); });
+    });
+    const auto place = std::lower_bound(order_.begin(), order_.end(), id,
+                                        [&](std::uint32_t position, std::int64_t wanted) { return this->id(position) < wanted; });
+    return place != order_.end() && this->id(*place) == id ? *place : size_;
 }
 
 void Segment::build_planes() {

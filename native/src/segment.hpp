@@ -4,9 +4,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 namespace opqn {
@@ -18,7 +21,6 @@ struct CorruptError : std::runtime_error {
 
 inline constexpr std::uint32_t kMaxItems = 1u << 24;  // positions of a segment are 24-bit numbers
 inline constexpr std::uint32_t kBlock = 1u << 15;     // items of a block: its counters fit the first-level cache
-inline constexpr std::size_t kPadding = 64;           // bytes behind every array that may be read and not used
 
 struct Layout {
     std::uint32_t num_books;   // M
@@ -28,6 +30,7 @@ struct Layout {
     bool has_planes = false;
 
     std::uint32_t num_rows() const { return (num_books + 1) / 2; }  // of the planes
+    std::size_t num_cells() const { return static_cast<std::size_t>(num_words) * num_words; }  // of a pair
     // Words above 16 share nibbles: a nibble is the word's highest four bits.
     std::uint32_t nibble_shift() const {
         std::uint32_t shift = 0;
@@ -40,7 +43,6 @@ struct Layout {
 
 // Items of one pair of books, by cell: the cell of words (i, j) is number i * K + j.
 struct PairCells {
-    std::uint32_t first_book = 0, second_book = 0;
     std::span<const std::uint32_t> starts;    // (K * K + 1,) where each cell begins
     std::span<const std::uint8_t> positions;  // (3 n + padding,) 24-bit numbers; empty where item i is at position i
 
@@ -62,8 +64,21 @@ public:
     static std::shared_ptr<const Segment> build(const Layout& layout, const std::uint8_t* codes,
                                                 const std::int64_t* ids, std::uint32_t size, unsigned num_threads);
 
+    // The arrays a segment is made of, by name; see `arrays`.
+    using Arrays = std::map<std::string, std::span<const std::uint8_t>>;
+    // Takes a segment from such arrays, which `owner` keeps alive. Sizes are checked here and contents where they are
+    // used, so that a damaged file gives an error or a wrong hit, and never a read outside of the arrays.
+    static std::shared_ptr<const Segment> from_arrays(const Layout& layout, std::uint32_t size, std::int64_t first_id,
+                                                      const Arrays& arrays, std::shared_ptr<void> owner);
+    // codes, ids, planes, list_starts, postings, and for pair p: starts.p and positions.p. Empty ones are left out.
+    Arrays arrays() const;
+
     std::uint32_t size() const { return size_; }
     const Layout& layout() const { return layout_; }
+    std::int64_t first_id() const { return first_id_; }
+
+    // The position of an item, or size() if there is none with this id.
+    std::uint32_t find(std::int64_t id) const;
 
     const std::uint8_t* code(std::uint32_t position) const {
         return codes_.data() + static_cast<std::size_t>(position) * layout_.num_books;
@@ -105,6 +120,7 @@ public:
 private:
     Segment() = default;
 
+    void number_pairs();
     std::size_t num_lists() const { return static_cast<std::size_t>(layout_.num_books) * layout_.num_words + 1; }
     std::uint32_t num_block_postings(std::uint32_t block) const {
         const std::uint32_t items = std::min(kBlock, size_ - block * kBlock);
@@ -129,8 +145,10 @@ private:
     std::span<const std::uint16_t> postings_;     // (n * M,)
     std::vector<PairCells> pairs_;
     std::vector<std::int32_t> pair_numbers_;      // (M * M,)
-    std::vector<std::unique_ptr<std::uint8_t[]>> memory_;
+    std::vector<std::shared_ptr<void>> memory_;   // what the arrays lie in
     std::size_t num_bytes_ = 0;
+    mutable std::once_flag order_made_;
+    mutable std::vector<std::uint32_t> order_;    // (n,) positions by ascending id, made when first needed
 };
 
 }  // namespace opqn

@@ -71,20 +71,19 @@ public:
     bool full() const { return hits_.size() >= k_ || floor_ > -std::numeric_limits<float>::infinity(); }
     std::size_t size() const { return hits_.size(); }
 
-    void offer(float score, std::int64_t id) {
-        const Hit hit{score, id};
+    // Whether a hit would be taken, if it is not there yet.
+    bool wants(const Hit& hit) const { return hits_.size() < k_ ? hit.score >= floor_ : hit < hits_.front(); }
+
+    void offer(const Hit& hit) {
+        if (!wants(hit) || !met_.insert(hit.id)) return;
         if (hits_.size() >= k_) {
-            if (!(hit < hits_.front()) || !met_.insert(id)) return;
             std::pop_heap(hits_.begin(), hits_.end());
             hits_.back() = hit;
-            std::push_heap(hits_.begin(), hits_.end());
-            floor_ = hits_.front().score;
-            return;
+        } else {
+            hits_.push_back(hit);
         }
-        if (!met_.insert(id)) return;
-        hits_.push_back(hit);
         std::push_heap(hits_.begin(), hits_.end());
-        if (hits_.size() == k_) floor_ = hits_.front().score;
+        if (hits_.size() >= k_) floor_ = hits_.front().score;
     }
 
     // The hits in order; the collector is used up.

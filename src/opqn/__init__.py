@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from opqn.data.splits import Split, make_splits
     from opqn.errors import ConfigError, CorruptFileError, DataError, ModelMismatchError, OpqnError
     from opqn.evaluation import EvaluationReport, evaluate, evaluate_features
-    from opqn.index import ReferenceIndex
+    from opqn.index import CodeIndex, ReferenceIndex
     from opqn.losses import LossParts, OPQNLoss
     from opqn.model import OPQN, ModelConfig
     from opqn.quantizer import OrthonormalQuantizer
@@ -26,6 +26,7 @@ __all__ = [  # noqa: RUF022 (plain alphabetical order)
     "__version__",
     "build_backbone",
     "CodebookKind",
+    "CodeIndex",
     "ConfigError",
     "CorruptFileError",
     "DataError",
@@ -51,6 +52,7 @@ _HOMES = {
     "__version__": "_version",
     "build_backbone": "backbones",
     "CodebookKind": "codebooks",
+    "CodeIndex": "index",
     "ConfigError": "errors",
     "CorruptFileError": "errors",
     "DataError": "errors",

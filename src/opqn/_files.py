@@ -14,7 +14,8 @@ from opqn.errors import ConfigError, OpqnError
 
 
 @contextmanager
-def _explain(target: Path) -> Iterator[None]:
+def explain_os_errors(target: Path) -> Iterator[None]:
+    """Turn what the system says when ``target`` cannot be written into an error that says what to do."""
     try:
         yield
     except OSError as error:
@@ -25,7 +26,7 @@ def _explain(target: Path) -> Iterator[None]:
         ) from error
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename in ``folder`` durable, where the system can open folders."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
@@ -50,14 +51,14 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         OpqnError: the disk is full or the place cannot be written; the old file is unchanged.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _explain(path):
+    with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write_synced(aside, data)
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def check_writable(path: Path) -> None:
@@ -69,7 +70,7 @@ def check_writable(path: Path) -> None:
     """
     if path.is_dir():
         raise ConfigError(f"{path} is a folder and a file is to be written there; name a file")
-    with _explain(path):
+    with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"):
             pass
@@ -87,13 +88,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         ConfigError: what stands at ``path`` is no older version of the new folder, and is not deleted for it.
     """
     path = path.resolve()  # a link stays a link, and "." has a name
-    with _explain(path):
+    with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         try:
             aside.chmod(0o755)
             yield aside
-            _sync_folder(aside)
+            sync_folder(aside)
             old = _old_name(path)
             if old.exists():
                 shutil.rmtree(old)
@@ -105,7 +106,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             except OSError:
                 recover_folder(path)
                 raise
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
             shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(aside, ignore_errors=True)

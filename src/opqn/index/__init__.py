@@ -1,9 +1,25 @@
 """Exact search over codes: for each query the k items of highest score, in one defined order, to the last bit.
 
-:func:`score` and :class:`ReferenceIndex` are the definition in plain NumPy: slow, short, and right. They are the oracle
-that a native search core, standing beside them with the same interface, has to equal bit by bit.
+:func:`score` and :class:`ReferenceIndex` are the definition in plain NumPy: slow, short, and right. :class:`CodeIndex`
+is the search engine; it equals them bit by bit.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from opqn.index.reference import ReferenceIndex, score
 
-__all__ = ["ReferenceIndex", "score"]
+if TYPE_CHECKING:
+    from opqn.index.code_index import CodeIndex
+
+__all__ = ["CodeIndex", "ReferenceIndex", "score"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the engine, and with it the compiled core, when it is first used."""
+    if name == "CodeIndex":
+        from opqn.index.code_index import CodeIndex  # noqa: PLC0415
+
+        return CodeIndex
+    raise AttributeError(f"module 'opqn.index' has no attribute {name!r}")

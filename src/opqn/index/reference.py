@@ -91,6 +91,18 @@ def check_codes(codes: NDArray[np.uint8], num_books: int, num_words: int) -> Non
         raise ConfigError(f"a code is {codes.max()}, but there are {num_words} words, so codes end at {num_words - 1}")
 
 
+def check_shape(num_books: int, num_words: int) -> None:
+    """Refuse numbers of books and words that codes cannot have.
+
+    Raises:
+        ConfigError: M outside 1..64, or K no power of two in 2..256.
+    """
+    if not 1 <= num_books <= MAX_BOOKS:
+        raise ConfigError(f"num_books is {num_books}; it must lie in 1..{MAX_BOOKS}")
+    if not 2 <= num_words <= MAX_WORDS or num_words & (num_words - 1):
+        raise ConfigError(f"num_words is {num_words}; it must be a power of two in 2..{MAX_WORDS}")
+
+
 class ReferenceIndex:
     """Exact top-k search over codes by scoring every item; the oracle with the interface of the native index.
 
@@ -103,10 +115,7 @@ class ReferenceIndex:
     """
 
     def __init__(self, num_books: int, num_words: int) -> None:
-        if not 1 <= num_books <= MAX_BOOKS:
-            raise ConfigError(f"num_books is {num_books}; it must lie in 1..{MAX_BOOKS}")
-        if not 2 <= num_words <= MAX_WORDS or num_words & (num_words - 1):
-            raise ConfigError(f"num_words is {num_words}; it must be a power of two in 2..{MAX_WORDS}")
+        check_shape(num_books, num_words)
         self.num_books = num_books
         self.num_words = num_words
         # Kept in ascending order of id: a stable sort by score then breaks ties by id.
@@ -138,7 +147,7 @@ class ReferenceIndex:
                 raise ConfigError(f"there are no ids above {self._next_id - 1} left; pass ids")
             new_ids = np.arange(self._next_id, self._next_id + len(codes), dtype=np.int64)
         else:
-            new_ids = _as_ids(ids)
+            new_ids = as_ids(ids)
             if len(new_ids) != len(codes):
                 raise ConfigError(f"{len(new_ids)} ids for {len(codes)} codes; pass one id for each code")
         all_ids = np.concatenate([self._ids, new_ids])  # (held + N,)
@@ -162,7 +171,7 @@ class ReferenceIndex:
         Raises:
             ConfigError: an id that is not held. Nothing is removed.
         """
-        wanted = np.unique(_as_ids(ids))
+        wanted = np.unique(as_ids(ids))
         unknown = wanted[~np.isin(wanted, self._ids, assume_unique=True)]
         if unknown.size:
             raise ConfigError(f"id {unknown[0]} is not in the index; remove only ids that add() returned")
@@ -232,7 +241,7 @@ def _sum_entries(tables: NDArray[np.float32], codes: NDArray[np.uint8]) -> NDArr
     return total
 
 
-def _as_ids(ids: NDArray[np.int64] | Sequence[int]) -> NDArray[np.int64]:
+def as_ids(ids: NDArray[np.int64] | Sequence[int]) -> NDArray[np.int64]:
     """Return ids as (N,) int64, or refuse them."""
     array = np.asarray(ids)
     if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
