@@ -167,12 +167,14 @@ std::shared_ptr<const Segment> Segment::from_arrays(const Layout& layout, std::u
     segment->first_id_ = first_id;
     segment->memory_.push_back(std::move(owner));
     segment->number_pairs();
+    std::size_t num_taken = 0;
     const auto take = [&]<class T>(std::span<const T>& values, const std::string& name, std::size_t count) {
         const auto found = arrays.find(name);
         const std::span<const std::uint8_t> bytes = found == arrays.end() ? std::span<const std::uint8_t>() : found->second;
         if (bytes.size() != count * sizeof(T)) throw CorruptError("the array " + name + " of a segment has the wrong size");
         if (reinterpret_cast<std::uintptr_t>(bytes.data()) % alignof(T)) throw CorruptError("the array " + name + " is not aligned");
         values = {reinterpret_cast<const T*>(bytes.data()), count};
+        num_taken += found != arrays.end();
         segment->num_bytes_ += bytes.size();
     };
     const std::size_t n = size, books = layout.num_books;
@@ -187,6 +189,7 @@ std::shared_ptr<const Segment> Segment::from_arrays(const Layout& layout, std::u
         take(segment->pairs_[p].starts, "starts." + std::to_string(p), layout.num_cells() + 1);
         if (p) take(segment->pairs_[p].positions, "positions." + std::to_string(p), 3 * n + 1);
     }
+    if (num_taken != arrays.size()) throw CorruptError("a segment has arrays that do not belong to it");
     return segment;
 }
 

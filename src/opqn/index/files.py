@@ -14,6 +14,7 @@ import os
 import re
 import uuid
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal, NamedTuple
 
@@ -224,15 +225,8 @@ def _load_part(folder: Path, manifest: _Manifest, entry: _Segment, *, mmap: bool
     if entry.alive is None:
         return part
     alive = _read_alive(folder / entry.alive, entry.size)
-    return Part(
-        segment,
-        manifest.num_books,
-        manifest.num_words,
-        structures,
-        alive,
-        int(np.bitwise_count(alive).sum()),
-        entry.file,
-    )
+    num_alive = int(np.unpackbits(alive, count=entry.size, bitorder="little").sum())
+    return replace(part, alive=alive, num_alive=num_alive)
 
 
 def _read_file(path: Path, num_bytes: int, *, mmap: bool) -> NDArray[np.uint8]:

@@ -132,7 +132,7 @@ class Part:
     def without(self, positions: NDArray[np.int64]) -> Part:
         """Return the part without the items at these positions, which are there, each named once."""
         size = len(self.segment)
-        alive = np.full((size + 7) // 8, 255, dtype=np.uint8) if self.alive is None else self.alive.copy()
+        alive = np.packbits(np.ones(size, dtype=bool), bitorder="little") if self.alive is None else self.alive.copy()
         np.bitwise_and.at(alive, positions >> 3, ~(np.uint8(1) << (positions & 7).astype(np.uint8)))
         return replace(self, alive=alive, num_alive=self.num_alive - len(positions))
 
