@@ -238,9 +238,9 @@ def test_a_full_disk_leaves_the_old_index(saved):
     old = fill()
     index.add(np.zeros((5000, 4), dtype=np.uint8))
     for function in ("fsync", "replace"):
-        with patch.object(os if function == "fsync" else Path, function, side_effect=OSError(28, "No space left")):
-            with pytest.raises(OpqnError, match="the disk is full"):
-                index.save(folder)
+        full = patch.object(os if function == "fsync" else Path, function, side_effect=OSError(28, "No space left"))
+        with full, pytest.raises(OpqnError, match="the disk is full"):
+            index.save(folder)
         assert_same_hits(CodeIndex.load(folder, mmap=False), old)
     index.save(folder)
     assert_same_hits(CodeIndex.load(folder), index)
@@ -265,7 +265,9 @@ def test_a_kill_at_any_moment_leaves_all_that_was_acknowledged(tmp_path):
     CodeIndex(4, 32).save(tmp_path)
     acknowledged = 0
     for _ in range(15):
-        with subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        ) as process:
             sizes = [int(process.stdout.readline())]
             time.sleep(rng.uniform(0, 0.15))
             process.send_signal(signal.SIGKILL)

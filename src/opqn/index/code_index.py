@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 import numpy as np
 
 from opqn.errors import ConfigError
-from opqn.index import files
+from opqn.index import _native, files
 from opqn.index.reference import MAX_ID, as_ids, check_codes, check_shape
-from opqn.index.segments import MAX_ITEMS, Part, Profile, Structures, _native, merge
+from opqn.index.segments import MAX_ITEMS, Part, Profile, Structures, merge
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

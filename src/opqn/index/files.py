@@ -23,7 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from opqn._files import atomic_write_bytes, explain_os_errors, sync_folder
 from opqn.errors import ConfigError, CorruptFileError
-from opqn.index.segments import MAX_ITEMS, Part, Profile, Structures, _native
+from opqn.index import _native
+from opqn.index.segments import MAX_ITEMS, Part, Profile, Structures
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -148,8 +149,8 @@ def _write_segment(folder: Path, part: Part) -> _Segment:
                 for array, values in _native.arrays_of(part.segment).items():
                     file.write(bytes(-place % ALIGNMENT))
                     place += -place % ALIGNMENT
-                    file.write(values)
-                    arrays[array] = _Array(start=place, size=values.nbytes, crc32=zlib.crc32(values))
+                    file.write(values.data)
+                    arrays[array] = _Array(start=place, size=values.nbytes, crc32=zlib.crc32(values.data))
                     place += values.nbytes
                 file.flush()
                 os.fsync(file.fileno())
@@ -182,7 +183,9 @@ def _read_manifest(folder: Path) -> _Manifest:
         raise CorruptFileError(damaged)
     version = body.get("version")
     if isinstance(version, int) and version > VERSION:
-        raise CorruptFileError(f"{path} was written by a newer opqn (format version {version}); upgrade opqn to open it")
+        raise CorruptFileError(
+            f"{path} was written by a newer opqn (format version {version}); upgrade opqn to open it"
+        )
     digest = body.pop("sha256", None)
     if digest != _digest(body):
         raise CorruptFileError(damaged)
@@ -204,7 +207,7 @@ def _load_part(folder: Path, manifest: _Manifest, entry: _Segment, *, mmap: bool
         values = data[array.start : array.start + array.size]
         if array.start + array.size > entry.num_bytes or array.start % ALIGNMENT:
             raise CorruptFileError(f"{path} is damaged: its array {name} lies outside of it; build the index again")
-        if not mmap and zlib.crc32(values) != array.crc32:
+        if not mmap and zlib.crc32(values.data) != array.crc32:
             raise CorruptFileError(f"{path} is damaged: its array {name} was changed; build the index again")
         arrays[name] = values
     structures = Structures(entry.clique, entry.has_lists, entry.has_planes)

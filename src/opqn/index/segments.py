@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 
 try:
-    from opqn import _native
+    from opqn.index import _native
 except ImportError as error:
     raise ImportError(
         "opqn's search core is not compiled for this Python. A C++20 compiler builds it when opqn is installed: "
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Profile = Literal["compact", "balanced", "fast"]
 PROFILES: Final[tuple[Profile, ...]] = ("compact", "balanced", "fast")
-MAX_ITEMS: Final[int] = _native.MAX_ITEMS
+MAX_ITEMS: Final = _native.MAX_ITEMS
 # Books of a group whose pairs all have cells. In groups of four an item with three of a query's words has two in one
 # group; in groups of eight two are enough, at more than twice the bytes.
 _CLIQUE: Final[dict[Profile, int]] = {"compact": 0, "balanced": 4, "fast": 8}
@@ -154,7 +154,7 @@ class Part:
             chosen[within] = allowed[ids[within]]
             mask = np.packbits(chosen, bitorder="little")
         else:
-            positions = self.segment.find(allowed)
+            positions = self.segment.find(allowed.astype(np.int64, copy=False))
             positions = positions[positions >= 0]
             mask = np.zeros((size + 7) // 8, dtype=np.uint8)
             np.bitwise_or.at(mask, positions >> 3, np.uint8(1) << (positions & 7).astype(np.uint8))
