@@ -29,6 +29,8 @@ using Ids = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::devic
 using Bits = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Tables = nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Segments = std::vector<std::shared_ptr<const Segment>>;
+// For each segment the bits of items that may be found and their number, or None for all.
+using Masks = std::vector<std::optional<std::pair<Bits, std::uint32_t>>>;
 
 template <class T>
 nb::ndarray<nb::numpy, T> to_numpy(std::vector<T>&& values, std::initializer_list<std::size_t> shape) {
@@ -50,18 +52,18 @@ struct View {
     Segments segments;
     std::vector<Mask> masks;
 
-    View(Segments own, const std::vector<std::optional<Bits>>& bits) : segments(std::move(own)) {
-        if (bits.size() != segments.size()) throw std::invalid_argument("one mask, or None, for each segment");
-        for (std::size_t i = 0; i < bits.size(); ++i) {
-            const std::size_t size = segments[i]->size();
-            if (!bits[i]) {
+    View(Segments own, const Masks& given) : segments(std::move(own)) {
+        if (given.size() != segments.size()) throw std::invalid_argument("one mask, or None, for each segment");
+        for (std::size_t i = 0; i < given.size(); ++i) {
+            if (!given[i]) {
                 masks.emplace_back();
                 continue;
             }
-            if (bits[i]->size() != (size + 7) / 8) throw std::invalid_argument("a mask of the wrong size");
-            std::uint32_t count = 0;
-            for (std::size_t b = 0; b < bits[i]->size(); ++b) count += std::popcount(bits[i]->data()[b]);
-            masks.push_back({bits[i]->data(), count});
+            const auto& [bits, count] = *given[i];
+            if (bits.size() != (static_cast<std::size_t>(segments[i]->size()) + 7) / 8) {
+                throw std::invalid_argument("a mask of the wrong size");
+            }
+            masks.push_back({bits.data(), count});
         }
     }
 
@@ -85,9 +87,9 @@ struct View {
     }
 };
 
-nb::tuple search_best(Segments segments, std::vector<std::optional<Bits>> bits, Tables tables, std::size_t k,
+nb::tuple search_best(Segments segments, Masks masks, Tables tables, std::size_t k,
                       unsigned num_threads, const std::string& only) {
-    const View view(std::move(segments), bits);
+    const View view(std::move(segments), masks);
     view.check(tables);
     const Plan plan = plan_named(only);
     const std::size_t queries = tables.shape(0), books = tables.shape(1), words = tables.shape(2);
@@ -104,9 +106,9 @@ nb::tuple search_best(Segments segments, std::vector<std::optional<Bits>> bits, 
 }
 
 // For each query all hits that score `threshold` or more.
-nb::list search_within(Segments segments, std::vector<std::optional<Bits>> bits, Tables tables, float threshold,
+nb::list search_within(Segments segments, Masks masks, Tables tables, float threshold,
                        unsigned num_threads) {
-    const View view(std::move(segments), bits);
+    const View view(std::move(segments), masks);
     view.check(tables);
     const std::size_t queries = tables.shape(0), books = tables.shape(1), words = tables.shape(2);
     std::vector<std::vector<float>> scores(queries);
@@ -129,9 +131,9 @@ nb::list search_within(Segments segments, std::vector<std::optional<Bits>> bits,
     return found;
 }
 
-nb::list explain(Segments segments, std::vector<std::optional<Bits>> bits, Tables tables, std::size_t k,
+nb::list explain(Segments segments, Masks masks, Tables tables, std::size_t k,
                  const std::string& only) {
-    const View view(std::move(segments), bits);
+    const View view(std::move(segments), masks);
     view.check(tables);
     if (tables.shape(0) != 1) throw std::invalid_argument("one table");
     std::vector<Trace> traces;

@@ -49,6 +49,21 @@ class DataSet(StrEnum):
     orl = "orl"
 
 
+class Tables(StrEnum):
+    """Made-up tables."""
+
+    peaked = "peaked"
+    flat = "flat"
+
+
+class IndexProfile(StrEnum):
+    """Profiles of an index."""
+
+    compact = "compact"
+    balanced = "balanced"
+    fast = "fast"
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with 0, 1 (failed), 2 (wrong usage) or 130 (stopped by Ctrl-C)."""
     if isinstance(sys.stdout, TextIOWrapper):
@@ -347,6 +362,39 @@ def ranking(as_json: Json = False) -> None:
     from opqn.bench import ranking as bench
 
     _print_benchmark(bench.run(), bench.table, as_json)
+
+
+@bench_app.command(name="search")
+def bench_search(
+    items: Annotated[int, typer.Option(min=1, help="Codes to search.")] = 1_000_000,
+    queries: Annotated[int, typer.Option(min=1, help="Tables to search with.")] = 200,
+    books: Annotated[int, typer.Option(min=1, max=64, help="Numbers in a code; a model has its own.")] = 8,
+    words: Annotated[int, typer.Option(min=2, max=256, help="Values of each; a model has its own.")] = 256,
+    tables: Annotated[Tables, typer.Option(help="Peaked as a good model's, or flat, the worst case.")] = Tables.peaked,
+    model: Annotated[str | None, typer.Option(help="Take codes and tables from this model instead.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Faces for the model, a folder a person.")] = None,
+    query_temperature: Annotated[float | None, typer.Option(help="Instead of the model's.")] = None,
+    profile: Annotated[IndexProfile, typer.Option(help="How much memory goes into speed.")] = IndexProfile.fast,
+    threads: Annotated[int, typer.Option(min=1, help="Of both sides.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of every draw.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Time exact search, and each of its plans, beside FAISS's full scan of the same codes; every answer is checked.
+
+    Example: opqn bench search --items 10000000
+    """
+    from opqn.bench import search as bench
+
+    if (model is None) != (data is None):
+        raise ConfigError("--model and --data go together: the model encodes the faces")
+    if model is not None and data is not None:
+        inputs = bench.of_model(model, data, items, queries, query_temperature, seed)
+    else:
+        inputs = bench.made_up(items, queries, books, words, tables.value, seed)
+    result = bench.run(
+        inputs, profile=profile.value, threads=threads, on_stage=lambda stage: errors.print(f"{stage} ...")
+    )
+    _print_benchmark(result, bench.table, as_json)
 
 
 def _print_benchmark(result: dict[str, Any], table: Callable[[dict[str, Any]], str], as_json: bool) -> None:

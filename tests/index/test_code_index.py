@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -269,3 +271,12 @@ def test_tables_that_have_no_score_are_refused(filled):
         index.search(tables, 0)
     with pytest.raises(ConfigError, match="threshold is NaN"):
         index.search_within(tables, float("nan"))
+
+
+def test_without_the_compiled_core_the_reference_works_and_the_error_says_how_to_get_it():
+    program = (
+        "import sys; sys.modules['opqn.index._native'] = None\nimport opqn\nopqn.ReferenceIndex(2, 4)\nopqn.CodeIndex"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "ImportError: opqn's search core is not compiled" in done.stderr
+    assert "C++20 compiler" in done.stderr

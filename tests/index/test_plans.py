@@ -103,7 +103,7 @@ def test_hits_are_those_of_the_definition(
         allowed = [np.zeros(0, dtype=np.int64)]
         for number, segment in enumerate(segments):
             chosen = rng.random(len(segment)) < share_allowed
-            masks[number] = np.packbits(chosen, bitorder="little")
+            masks[number] = np.packbits(chosen, bitorder="little"), int(chosen.sum())
             allowed.append(segment.ids()[chosen])
         keep = np.isin(ids, np.concatenate(allowed))
         codes, ids = codes[keep], ids[keep]
@@ -207,6 +207,6 @@ def test_arguments_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="mask, or None"):
         _native.search([segment], [], tables, 1)
     with pytest.raises(ValueError, match="mask of the wrong size"):
-        _native.search([segment], [np.zeros(2, dtype=np.uint8)], tables, 1)
+        _native.search([segment], [(np.zeros(2, dtype=np.uint8), 0)], tables, 1)
     with pytest.raises(ValueError, match="no search plan"):
         _native.search([segment], [None], tables, 1, plan="guess")

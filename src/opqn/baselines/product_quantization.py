@@ -63,7 +63,7 @@ class ProductQuantizer:
             ConfigError: M does not divide D and there is no rotation to shorten the vectors, or M exceeds D.
             DataError: fewer features than words, or features that are not (N, D) finite numbers.
         """
-        faiss = _import_faiss()
+        faiss = import_faiss()
         units = _normalise(features)  # (N, D)
         num_features, feature_dim = units.shape
         if num_features < self.num_words:
@@ -144,11 +144,12 @@ class ProductQuantizer:
         return quantizer
 
 
-def _import_faiss() -> Any:
+def import_faiss() -> Any:
+    """Return the module; OpqnError says how to get it."""
     try:
         import faiss  # noqa: PLC0415 (optional, and slow to load)
     except ImportError as error:
-        raise OpqnError("product quantization needs FAISS: pip install 'opqn[bench]'") from error
+        raise OpqnError("this needs FAISS: pip install 'opqn[bench]'") from error
     return faiss
 
 

@@ -39,7 +39,7 @@ def from_arrays(
 ) -> Segment: ...
 def search(
     segments: Sequence[Segment],
-    masks: Sequence[NDArray[np.uint8] | None],
+    masks: Sequence[tuple[NDArray[np.uint8], int] | None],
     tables: NDArray[np.float32],
     k: int,
     num_threads: int = 1,
@@ -47,14 +47,14 @@ def search(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
 def search_within(
     segments: Sequence[Segment],
-    masks: Sequence[NDArray[np.uint8] | None],
+    masks: Sequence[tuple[NDArray[np.uint8], int] | None],
     tables: NDArray[np.float32],
     threshold: float,
     num_threads: int = 1,
 ) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]: ...
 def explain(
     segments: Sequence[Segment],
-    masks: Sequence[NDArray[np.uint8] | None],
+    masks: Sequence[tuple[NDArray[np.uint8], int] | None],
     tables: NDArray[np.float32],
     k: int,
     plan: str = "any",

@@ -182,7 +182,7 @@ class CodeIndex:
         tables = self._check_tables(tables)
         if k < 1:
             raise ConfigError(f"k is {k}; it must be at least 1")
-        segments, masks = self._view(allowed)
+        segments, masks = self.view(allowed)
         # No more hits than items: k may be "all of them", and room is made for k.
         room = max(1, min(k, sum(len(segment) for segment in segments)))
         scores, ids = _native.search(segments, masks, tables, room, threads)
@@ -216,7 +216,7 @@ class CodeIndex:
         tables = self._check_tables(tables)
         if np.isnan(threshold):
             raise ConfigError("the threshold is NaN, which no score reaches or misses; pass a number")
-        segments, masks = self._view(allowed)
+        segments, masks = self.view(allowed)
         found: list[tuple[NDArray[np.float32], NDArray[np.int64]]] = _native.search_within(
             segments, masks, tables, threshold, threads
         )
@@ -240,7 +240,7 @@ class CodeIndex:
         tables = self._check_tables(np.asarray(table)[None])
         if k < 1:
             raise ConfigError(f"k is {k}; it must be at least 1")
-        told: list[dict[str, Any]] = _native.explain(*self._view(None), tables, k)
+        told: list[dict[str, Any]] = _native.explain(*self.view(), tables, k)
         return told
 
     # Files
@@ -332,13 +332,21 @@ class CodeIndex:
             )
         return tables
 
-    def _view(
-        self, allowed: NDArray[np.bool_] | NDArray[np.int64] | Sequence[int] | None
-    ) -> tuple[list[_native.Segment], list[NDArray[np.uint8] | None]]:
+    def view(
+        self, allowed: NDArray[np.bool_] | NDArray[np.int64] | Sequence[int] | None = None
+    ) -> tuple[list[_native.Segment], list[tuple[NDArray[np.uint8], int] | None]]:
+        """Return what a search that begins now sees: segments of the native core, and which items of each may be found.
+
+        Args:
+            allowed: as for :meth:`search`.
+
+        Returns:
+            Segments, and for each None, if all of it may be found, or a bit for each position and how many are set.
+        """
         parts = [part for part in self._state.parts if len(part)]
         segments = [part.segment for part in parts]
         if allowed is None:
-            return segments, [part.alive for part in parts]
+            return segments, [None if part.alive is None else (part.alive, len(part)) for part in parts]
         chosen = np.asarray(allowed)
         if chosen.ndim != 1 or chosen.dtype != np.bool_:
             chosen = as_ids(chosen)

@@ -140,8 +140,8 @@ class Part:
         """Return the part, saved under this name."""
         return replace(self, file=file)
 
-    def only(self, allowed: NDArray[np.bool_] | NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return the mask of items that are there and allowed.
+    def only(self, allowed: NDArray[np.bool_] | NDArray[np.int64]) -> tuple[NDArray[np.uint8], int]:
+        """Return the mask of items that are there and allowed, and their number.
 
         Args:
             allowed: (ids,) bool, whether the item of that id may be found; or (any,) int64, the ids that may.
@@ -158,7 +158,9 @@ class Part:
             positions = positions[positions >= 0]
             mask = np.zeros((size + 7) // 8, dtype=np.uint8)
             np.bitwise_or.at(mask, positions >> 3, np.uint8(1) << (positions & 7).astype(np.uint8))
-        return mask if self.alive is None else mask & self.alive
+        if self.alive is not None:
+            mask &= self.alive
+        return mask, int(np.bitwise_count(mask).sum())
 
 
 def merge(parts: Sequence[Part], profile: Profile, num_threads: int) -> Part:

@@ -1,0 +1,250 @@
+"""Benchmark of search: :class:`opqn.CodeIndex` and each of its plans against FAISS's full scan, in one process.
+
+FAISS gets the same codes, and centroids that are unit vectors, so that its query vector is the table: what its users
+do to search with preset centroids. Every answer of ours that is timed is compared with a sort of everything.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from opqn.baselines.product_quantization import import_faiss
+from opqn.errors import ConfigError, OpqnError
+from opqn.index import CodeIndex, ReferenceIndex, _native
+from opqn.index.segments import Profile
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Kind = Literal["peaked", "flat"]
+PLANS: Final = ("any", "cells", "cover", "lists", "bounds", "scan")
+IMAGES_A_PERSON: Final = 50
+AGREEMENT: Final = 0.9
+"""Probability that an image's word in a book, or a query's best word, is the person's."""
+PEAK: Final = 0.85
+"""About what a query's table puts on the best word of a book; the other words share the rest at random."""
+FACE_ROWS: Final = 65_536
+MIN_SECONDS: Final = 0.2
+"""A side is run again until it has taken this long; its best time counts."""
+
+
+Hits: TypeAlias = "tuple[NDArray[np.float32], NDArray[np.int64]]"
+
+
+class Inputs(NamedTuple):
+    """Codes to search and tables to search with."""
+
+    codes: NDArray[np.uint8]
+    """(N, M)."""
+    tables: NDArray[np.float32]
+    """(Q, M, K)."""
+    origin: str
+    """What they were made of, for people."""
+
+
+def made_up(num_items: int, num_queries: int, num_books: int, num_words: int, kind: Kind, seed: int = 0) -> Inputs:
+    """Draw people of 50 images each, and tables that are peaked as those of a good model, or flat."""
+    rng = np.random.default_rng(seed)
+    num_people = -(-num_items // IMAGES_A_PERSON)
+    people = rng.integers(num_words, size=(num_people, num_books), dtype=np.uint8)
+    codes = np.repeat(people, IMAGES_A_PERSON, axis=0)[:num_items]
+    for first in range(0, num_items, 1 << 20):
+        piece = codes[first : first + (1 << 20)]
+        stray = rng.random(piece.shape, dtype=np.float32) > AGREEMENT
+        piece[stray] = rng.integers(num_words, size=int(stray.sum()), dtype=np.uint8)
+    tables = rng.random((num_queries, num_books, num_words), dtype=np.float32)
+    if kind == "peaked":
+        best = people[rng.integers(num_people, size=num_queries)]
+        stray = rng.random(best.shape) > AGREEMENT
+        best[stray] = rng.integers(num_words, size=int(stray.sum()), dtype=np.uint8)
+        place = best.astype(np.intp)[:, :, None]  # (Q, M, 1)
+        tables = -np.log1p(-tables)
+        tables *= (1 - PEAK) / tables.sum(axis=2, keepdims=True)
+        np.put_along_axis(tables, place, rng.uniform(0.9 * PEAK, 1.1 * PEAK, place.shape).astype(np.float32), axis=2)
+    return Inputs(codes, tables, f"{num_people:,} made-up people, {kind} tables")
+
+
+def of_model(
+    model: str, data: Path, num_items: int, num_queries: int, query_temperature: float | None = None, seed: int = 0
+) -> Inputs:
+    """Encode noise around real faces' features, as far from them as a person's images are from each other.
+
+    Args:
+        model: folder or hub id.
+        data: folder of a folder a person.
+        num_items: N.
+        num_queries: Q; the queries are the faces themselves, without noise.
+        query_temperature: instead of the model's.
+        seed: of the noise and of the choice of faces.
+    """
+    import torch  # noqa: PLC0415 (searching needs none of it)
+
+    from opqn.data.folders import scan_folder  # noqa: PLC0415
+    from opqn.model import OPQN  # noqa: PLC0415
+    from opqn.protocols import image_features  # noqa: PLC0415
+
+    network = OPQN.from_pretrained(model)
+    if query_temperature is not None:
+        network.with_query_temperature(query_temperature)
+    faces = image_features(network, data, tuple(scan_folder(data).paths))
+    features, people = faces.features, faces.people()
+    _, number = np.unique(people, return_inverse=True)
+    means = torch.zeros(int(number.max()) + 1, features.shape[1]).index_reduce_(
+        0, torch.from_numpy(number), features, "mean", include_self=False
+    )
+    spread = (features - means[torch.from_numpy(number)]).std(dim=0)
+    generator = torch.Generator().manual_seed(seed)
+    codes = np.empty((num_items, network.num_books), dtype=np.uint8)
+    for first in range(0, num_items, FACE_ROWS):
+        rows = min(FACE_ROWS, num_items - first)
+        chosen = features[torch.randint(len(features), (rows,), generator=generator)]
+        noise = spread * torch.randn(chosen.shape, generator=generator)
+        codes[first : first + rows] = network.encode_features(chosen + noise)
+    queries = features[torch.randint(len(features), (num_queries,), generator=generator)]
+    temperature = network.config.query_temperature
+    origin = f"noise around {len(features):,} faces of {len(means):,} people, query temperature {temperature:g}"
+    return Inputs(codes, network.tables_of_features(queries), origin)
+
+
+def run(
+    inputs: Inputs,
+    ks: Sequence[int] = (10, 100),
+    profile: Profile = "fast",
+    *,
+    plans: Sequence[str] = PLANS,
+    check: int = 20,
+    faiss_queries: int = 5,
+    slow_queries: int = 5,
+    threads: int = 1,
+    on_stage: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Build both indexes, check our answers, and time all of it.
+
+    Args:
+        inputs: see :func:`made_up` and :func:`of_model`.
+        ks: numbers of hits.
+        profile: of our index.
+        plans: which to time; "any" is what a user gets. A plan that cannot prove its answer runs the next one.
+        check: queries whose answers are compared with a sort of everything, with every plan.
+        faiss_queries: queries that FAISS is timed on; each costs it the same.
+        slow_queries: the same for our scan and bounds.
+        threads: of both sides.
+        on_stage: told what begins.
+
+    Returns:
+        A JSON-ready document.
+
+    Raises:
+        OpqnError: an answer is wrong, or FAISS is not installed.
+        ConfigError: no queries, or an unknown plan.
+    """
+    codes, tables, origin = inputs
+    if not len(tables) or not len(codes):
+        raise ConfigError("there is nothing to search, or nothing to search for; ask for more items and queries")
+    if unknown := set(plans) - set(PLANS):
+        raise ConfigError(f"unknown plan {min(unknown)!r}; plans: {', '.join(PLANS)}")
+    num_books, num_words = tables.shape[1:]
+    on_stage(f"building an index of {len(codes):,} codes")
+    index = CodeIndex(num_books, num_words, profile)
+    began = time.perf_counter()
+    index.add(codes)
+    build_seconds = time.perf_counter() - began
+    on_stage("building FAISS's index")
+    searches = _faiss_searches(codes, tables[:faiss_queries], threads)
+    on_stage("sorting everything, to check")
+    reference = ReferenceIndex(num_books, num_words)
+    reference.add(codes)
+    wanted = reference.search(tables[:check], max(ks))
+    rows = []
+    for k in ks:
+        on_stage(f"timing k = {k}")
+        theirs = np.inf
+        for name, search in searches.items():
+            seconds = _best_seconds(search, k) / min(faiss_queries, len(tables))
+            theirs = min(theirs, seconds)
+            rows.append({"k": k, "method": name, "milliseconds": 1000 * seconds})
+        for plan in plans:
+            some = tables[:slow_queries] if plan in ("bounds", "scan") else tables
+            _check(index, tables[:check], k, plan, wanted)
+            ours = _best_seconds(partial(_search, index, some, plan, threads), k) / len(some)
+            rows.append({"k": k, "method": f"opqn, {plan}", "milliseconds": 1000 * ours, "ratio": theirs / ours})
+    return {
+        "origin": origin,
+        "num_items": len(codes),
+        "num_queries": len(tables),
+        "num_books": num_books,
+        "num_words": num_words,
+        "profile": profile,
+        "threads": threads,
+        "kernel": _native.available_kernels()[0],
+        "checked_queries": len(wanted[0]),
+        "bytes_per_item": index.num_bytes / len(codes),
+        "build_seconds": build_seconds,
+        "rows": rows,
+    }
+
+
+def _search(index: CodeIndex, tables: NDArray[np.float32], plan: str, threads: int, k: int) -> Hits:
+    return _native.search(*index.view(), tables, k, threads, plan)
+
+
+def _check(index: CodeIndex, tables: NDArray[np.float32], k: int, plan: str, wanted: Hits) -> None:
+    scores, ids = _search(index, tables, plan, 1, k)
+    if not (np.array_equal(scores, wanted[0][:, :k]) and np.array_equal(ids, wanted[1][:, :k])):
+        raise OpqnError(f"plan {plan} gave other hits than a sort of everything at k = {k}; do not time")
+
+
+def _best_seconds(search: Callable[[int], object], k: int) -> float:
+    best, total = np.inf, 0.0
+    while total < MIN_SECONDS or best == np.inf:
+        began = time.perf_counter()
+        search(k)
+        seconds = time.perf_counter() - began
+        best, total = min(best, seconds), total + seconds
+    return best
+
+
+def _faiss_searches(
+    codes: NDArray[np.uint8], tables: NDArray[np.float32], threads: int
+) -> dict[str, Callable[[int], object]]:
+    """Return FAISS's full scan, and for 4-bit words its fast scan, as functions of k."""
+    faiss = import_faiss()
+    faiss.omp_set_num_threads(threads)
+    num_books, num_words = tables.shape[1:]
+    num_bits = 4 if num_words == 16 else 8
+    # Bytes are what FAISS scans fastest, so fewer words than 256 get centroids that no code names.
+    centroids = np.zeros((num_books, 1 << num_bits, num_words), dtype=np.float32)
+    centroids[:, :num_words] = np.eye(num_words, dtype=np.float32)
+    index = faiss.IndexPQ(num_books * num_words, num_books, num_bits, faiss.METRIC_INNER_PRODUCT)
+    faiss.copy_array_to_vector(centroids.ravel(), index.pq.centroids)
+    index.is_trained = True
+    packed = codes if num_bits == 8 else codes[:, ::2] | codes[:, 1::2] << 4
+    index.add_sa_codes(np.ascontiguousarray(packed))
+    queries = np.ascontiguousarray(tables.reshape(len(tables), -1))
+    searches: dict[str, Callable[[int], object]] = {"FAISS IndexPQ": lambda k: index.search(queries, k)}
+    if num_bits == 4:
+        fast = faiss.IndexPQFastScan(index)
+        searches["FAISS IndexPQFastScan (not exact)"] = lambda k: fast.search(queries, k)
+    return searches
+
+
+def table(result: dict[str, Any]) -> str:
+    """Lay out what :func:`run` returned as a Markdown table with a line on what was measured."""
+    rows = ["| k | search | ms a query | times as fast |", "|--:|---|--:|--:|"]
+    for row in result["rows"]:
+        ratio = f"{row['ratio']:,.1f}" if "ratio" in row else ""
+        rows.append(f"| {row['k']} | {row['method']} | {row['milliseconds']:.4f} | {ratio} |")
+    measured = (
+        f"{result['num_items']:,} codes of {result['num_books']} x {result['num_words']} words, {result['origin']}; "
+        f"{result['num_queries']:,} queries, {result['threads']} thread(s), {result['kernel']}; profile "
+        f"{result['profile']}: {result['bytes_per_item']:.0f} bytes an item, built on all cores at "
+        f"{result['num_items'] / result['build_seconds'] / 1e6:.1f} million codes a second; the answers to "
+        f"{result['checked_queries']} queries equal a sort of everything, with every plan."
+    )
+    return "\n".join([*rows, "", measured])

@@ -1,0 +1,46 @@
+import json
+
+import numpy as np
+import pytest
+
+from opqn.bench import search
+from opqn.errors import ConfigError, OpqnError
+
+pytest.importorskip("faiss", reason="the extra bench is not installed")
+
+
+@pytest.mark.parametrize("kind", ["peaked", "flat"])
+@pytest.mark.parametrize("num_words", [16, 64])
+def test_both_sides_are_timed_and_every_plan_is_checked(kind, num_words, monkeypatch):
+    monkeypatch.setattr(search, "MIN_SECONDS", 0)
+    result = search.run(search.made_up(6000, 4, 4, num_words, kind), ks=(1, 20), profile="balanced")
+    json.dumps(result)
+    baselines = ["FAISS IndexPQ", *(["FAISS IndexPQFastScan (not exact)"] if num_words == 16 else [])]
+    methods = [*baselines, *(f"opqn, {plan}" for plan in search.PLANS)]
+    assert [row["method"] for row in result["rows"]] == 2 * methods
+    assert all(row["milliseconds"] > 0 for row in result["rows"])
+    assert result["checked_queries"] == 4
+    assert "| 20 | opqn, any |" in search.table(result)
+
+
+def test_faiss_searches_the_same_codes():
+    codes, tables, _ = search.made_up(3000, 3, 4, 16, "peaked")
+    for name, find in search._faiss_searches(codes, tables, 1).items():
+        if "not exact" not in name:
+            scores, ids = find(5)
+            expected = tables[np.arange(3)[:, None, None], np.arange(4), codes[ids].astype(int)].sum(axis=2)
+            np.testing.assert_allclose(scores, expected, rtol=1e-5)
+
+
+def test_a_wrong_answer_is_not_timed(monkeypatch):
+    monkeypatch.setattr(search, "_search", lambda _index, tables, _plan, _threads, k: 2 * [np.zeros((len(tables), k))])
+    with pytest.raises(OpqnError, match="other hits"):
+        search.run(search.made_up(3000, 2, 4, 16, "peaked"))
+
+
+def test_what_cannot_be_measured_is_refused():
+    inputs = search.made_up(100, 1, 2, 4, "flat")
+    with pytest.raises(ConfigError, match="nothing to search"):
+        search.run(inputs._replace(tables=inputs.tables[:0]))
+    with pytest.raises(ConfigError, match="unknown plan 'magic'"):
+        search.run(inputs, plans=["magic"])
