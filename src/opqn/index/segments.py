@@ -7,13 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
-try:
-    from opqn.index import _native
-except ImportError as error:
-    raise ImportError(
-        "opqn's search core is not compiled for this Python. A C++20 compiler builds it when opqn is installed: "
-        "`pip install opqn` from a wheel or in a checkout, or `make dev`; ReferenceIndex searches without it"
-    ) from error
+from opqn.index import _native
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
