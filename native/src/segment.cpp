@@ -1,7 +1,13 @@
 #include "segment.hpp"
 
 #include <algorithm>
+#include <cstdlib>
+#include <new>
 #include <numeric>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include "kernels.hpp"
 #include "parallel.hpp"
@@ -20,13 +26,30 @@ std::vector<std::pair<std::uint32_t, std::uint32_t>> Layout::pairs() const {
     return found;
 }
 
+namespace {
+
+// Items are read in random order, so nearly each one would miss the processor's table of small pages.
+void* allocate_pages(std::size_t bytes) {
+    constexpr std::size_t kHugePage = 1u << 21;
+    const bool is_large = bytes >= 4 * kHugePage;
+    const std::size_t alignment = is_large ? kHugePage : 64;
+    void* memory = std::aligned_alloc(alignment, (std::max<std::size_t>(bytes, 1) + alignment - 1) / alignment * alignment);
+    if (!memory) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+    if (is_large) madvise(memory, bytes, MADV_HUGEPAGE);
+#endif
+    return memory;
+}
+
+}  // namespace
+
 template <class T>
 std::span<T> Segment::allocate(std::size_t count) {
     const std::size_t bytes = count * sizeof(T);
-    const std::shared_ptr<std::uint8_t[]> memory(new std::uint8_t[bytes]);
+    std::shared_ptr<void> memory(allocate_pages(bytes), std::free);
     memory_.push_back(memory);
     num_bytes_ += bytes;
-    return {reinterpret_cast<T*>(memory.get()), count};
+    return {static_cast<T*>(memory.get()), count};
 }
 
 std::size_t Segment::num_bytes() const { return num_bytes_; }

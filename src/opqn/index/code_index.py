@@ -102,9 +102,10 @@ class CodeIndex:
             new_ids = self._number(state, codes, ids)
             if not len(new_ids):
                 return new_ids
-            tail_codes, tail_ids = state.parts[-1].items()
-            all_codes = np.concatenate([tail_codes, codes])
-            all_ids = np.concatenate([tail_ids, new_ids])
+            all_codes, all_ids = codes, new_ids
+            if len(state.parts[-1]):
+                tail_codes, tail_ids = state.parts[-1].items()
+                all_codes, all_ids = np.concatenate([tail_codes, codes]), np.concatenate([tail_ids, new_ids])
             if len(all_ids) <= TAIL_ITEMS:
                 parts: tuple[Part, ...] = (*state.parts[:-1], self._tail(all_codes, all_ids))
             else:
