@@ -216,14 +216,30 @@ std::shared_ptr<const Segment> Segment::from_arrays(const Layout& layout, std::u
     return segment;
 }
 
+void Segment::make_order() const {
+    std::int64_t highest = first_id_;
+    for (std::uint32_t i = 0; i < size_; ++i) highest = std::max(highest, id(i));
+    const std::uint64_t range = static_cast<std::uint64_t>(highest) - static_cast<std::uint64_t>(first_id_) + 1;
+    is_direct_ = !narrow_ids_.empty() && range <= 4 * static_cast<std::uint64_t>(size_);
+    if (is_direct_) {
+        order_.assign(range, 0);
+        for (std::uint32_t i = 0; i < size_; ++i) order_[narrow_ids_[i]] = i + 1;
+        return;
+    }
+    order_.resize(size_);
+    std::iota(order_.begin(), order_.end(), 0);
+    std::sort(order_.begin(), order_.end(), [&](std::uint32_t a, std::uint32_t b) { return id(a) < id(b); });
+}
+
 std::uint32_t Segment::find(std::int64_t id) const {
-    std::call_once(order_made_, [&] {
-        order_.resize(size_);
-        std::iota(order_.begin(), order_.end(), 0);
-        std::sort(order_.begin(), order_.end(), [&](std::uint32_t a, std::uint32_t b) { return this->id(a) < this->id(b); });
+    std::call_once(order_made_, [&] { make_order(); });
+    if (is_direct_) {
+        const std::uint64_t number = static_cast<std::uint64_t>(id) - static_cast<std::uint64_t>(first_id_);
+        return number < order_.size() && order_[number] ? order_[number] - 1 : size_;
+    }
+    const auto place = std::lower_bound(order_.begin(), order_.end(), id, [&](std::uint32_t position, std::int64_t wanted) {
+        return this->id(position) < wanted;
     });
-    const auto place = std::lower_bound(order_.begin(), order_.end(), id,
-                                        [&](std::uint32_t position, std::int64_t wanted) { return this->id(position) < wanted; });
     return place != order_.end() && this->id(*place) == id ? *place : size_;
 }
 

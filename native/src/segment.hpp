@@ -84,7 +84,9 @@ public:
         return codes_.data() + static_cast<std::size_t>(position) * layout_.num_books;
     }
     std::int64_t id(std::uint32_t position) const {
-        return wide_ids_.empty() ? first_id_ + narrow_ids_[position] : wide_ids_[position];
+        // Unsigned, as the sum may be anything in a damaged file.
+        if (wide_ids_.empty()) return static_cast<std::int64_t>(static_cast<std::uint64_t>(first_id_) + narrow_ids_[position]);
+        return wide_ids_[position];
     }
 
     // (ceil(n / 32) * rows * 32,): see DeficitMasks.
@@ -121,6 +123,7 @@ private:
     Segment() = default;
 
     void number_pairs();
+    void make_order() const;
     std::size_t num_lists() const { return static_cast<std::size_t>(layout_.num_books) * layout_.num_words + 1; }
     std::uint32_t num_block_postings(std::uint32_t block) const {
         const std::uint32_t items = std::min(kBlock, size_ - block * kBlock);
@@ -148,7 +151,10 @@ private:
     std::vector<std::shared_ptr<void>> memory_;   // what the arrays lie in
     std::size_t num_bytes_ = 0;
     mutable std::once_flag order_made_;
-    mutable std::vector<std::uint32_t> order_;    // (n,) positions by ascending id, made when first needed
+    // Made when first needed: where ids lie close together one more than the position of each id from first_id_ on, or 0;
+    // else positions by ascending id, (n,).
+    mutable std::vector<std::uint32_t> order_;
+    mutable bool is_direct_ = false;
 };
 
 }  // namespace opqn

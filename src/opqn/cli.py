@@ -311,7 +311,7 @@ def search(
     Example: opqn search run/model faces.safetensors query.jpg --sheet hits.png
     """
     from opqn.data.codes import CodeSet
-    from opqn.index import ReferenceIndex
+    from opqn.index import CodeIndex
 
     stored = CodeSet.load(codes)
     loaded = _load_model(model, device)
@@ -321,7 +321,7 @@ def search(
             "search with that model, or encode the images again"
         )
     tables = loaded.lookup_tables(queries)
-    index = ReferenceIndex(stored.num_books, stored.num_words)
+    index = CodeIndex(stored.num_books, stored.num_words, "compact")
     index.add(stored.codes)
     scores, ids = index.search(tables, k=k)
     hits = [

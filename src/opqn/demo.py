@@ -21,7 +21,7 @@ from opqn.data.codes import CodeSet
 from opqn.data.orl import prepare_orl
 from opqn.data.splits import Split, person_of
 from opqn.evaluation import EvaluationReport, evaluate, evaluate_features
-from opqn.index import ReferenceIndex
+from opqn.index import CodeIndex
 from opqn.model import OPQN
 from opqn.protocols import ImageFeatures, image_features
 from opqn.report import Hit, Page, SheetRow, codeword_use, contact_sheet, percent, precision_recall_svg, training_curve
@@ -194,7 +194,7 @@ def _compare(
 
 
 def _search_sheet(model: OPQN, code_set: CodeSet, root: Path, query: ImageFeatures, title: str) -> Image.Image:
-    index = ReferenceIndex(code_set.num_books, code_set.num_words)
+    index = CodeIndex(code_set.num_books, code_set.num_words, "compact")
     index.add(code_set.codes)
     chosen = np.linspace(0, len(query.paths) - 1, SHEET_QUERIES).round().astype(int)  # spread over people, not picked
     scores, ids = index.search(model.tables_of_features(query.features[chosen]), k=SHEET_HITS)
