@@ -252,6 +252,7 @@ private:
         const float* const table = query_.table();
         const std::uint8_t* code = segment_.code(begin);
         float floor = found_.floor();
+        std::int64_t floor_id = found_.floor_id();
         std::uint32_t position = begin;
         for (; position + kAtOnce <= end; position += kAtOnce, code += kAtOnce * books) {
             float sums[kAtOnce];
@@ -270,9 +271,14 @@ private:
                     for (std::uint32_t i = 0; i < kAtOnce; ++i) sums[i] += table[m * words + code[i * books + m]];
                 }
             }
-            if (std::max(std::max(sums[0], sums[1]), std::max(sums[2], sums[3])) >= floor) {
-                for (std::uint32_t i = 0; i < kAtOnce; ++i) offer(sums[i], position + i);
-                floor = found_.floor();
+            if (std::max(std::max(sums[0], sums[1]), std::max(sums[2], sums[3])) < floor) continue;
+            for (std::uint32_t i = 0; i < kAtOnce; ++i) {
+                // Where all scores tie, as with a table of equal entries, ids decide, and nearly all are turned down here.
+                if (sums[i] > floor || (sums[i] == floor && segment_.id(position + i) <= floor_id)) {
+                    offer(sums[i], position + i);
+                    floor = found_.floor();
+                    floor_id = found_.floor_id();
+                }
             }
         }
         for (; position < end; ++position, code += books) offer(query_.score(code), position);

@@ -68,6 +68,10 @@ public:
 
     // No item that scores less can change the result. An item that scores exactly this still can, by a lower id.
     float floor() const { return floor_; }
+    // Of items that score exactly the floor only those with a lower id can.
+    std::int64_t floor_id() const {
+        return hits_.size() < k_ ? std::numeric_limits<std::int64_t>::max() : hits_.front().id;
+    }
     bool full() const { return hits_.size() >= k_ || floor_ > -std::numeric_limits<float>::infinity(); }
     std::size_t size() const { return hits_.size(); }
 
