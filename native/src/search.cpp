@@ -25,7 +25,7 @@ constexpr double kCacheBytes = 16e6;
 constexpr std::uint32_t kSmall = 2048;       // items that are not worth a plan
 constexpr std::uint32_t kSeedStep = 1024;    // items scanned at a time until there are k hits
 constexpr std::uint32_t kScannedBlocks = 16;
-constexpr double kGuessShare = 0.4;  // of the way from the highest score to a typical one
+constexpr std::uint32_t kSampleChunks = 32, kSampleGroups = 16;  // of a sample of the items, spread evenly
 constexpr double kNever = std::numeric_limits<double>::infinity();
 constexpr double kLowest = -std::numeric_limits<double>::infinity();
 constexpr std::size_t kAhead = 24;           // items fetched ahead of the one being scored
@@ -313,23 +313,61 @@ private:
             std::nth_element(sorted.begin(), sorted.begin() + num_nibbles / 2, sorted.begin() + num_nibbles);
             typical += sorted[num_nibbles / 2];
         }
-        // Where the hits stand out, a guess at the k-th score rules out nearly everything, and one pass proves it.
-        // Cells would have found such hits already.
+        // Cells would have found good hits already. Without them a guess at the k-th score rules out most of the items,
+        // and where it was not too high one pass proves the answer.
         if (segment_.layout().clique == 0) {
-            const double guess = query_.sum_of_highest() - kGuessShare * typical - query_.slack();
-            if (!(found_.full() && found_.floor() >= guess) && bound_blocks(gaps, guess)) {
-                if (found_.full() && found_.floor() >= guess) return;
-            }
+            const double guess = guess_floor(gaps, typical);
+            if (guess > found_.floor() && bound_blocks(gaps, guess) && found_.full() && found_.floor() >= guess) return;
         }
         bound_blocks(gaps, kLowest);
+    }
+
+    // The bytes by which nibbles keep a score below the highest one, at a scale at which an item that reaches the floor
+    // has 254 of them at most.
+    void find_deficits(const std::vector<double>& gaps, double floor) {
+        const double spare = query_.sum_of_highest() - floor + query_.slack();
+        const double scale = 254 / std::max(spare, 1e-300) * (1 - 1e-9);
+        deficits_.assign(segment_.layout().num_rows() * 32, 0);
+        for (std::size_t i = 0; i < gaps.size(); ++i) {
+            deficits_[i] = static_cast<std::uint8_t>(std::min(255.0, gaps[i] * scale));
+        }
+    }
+
+    // Items of num_groups groups, at most kBlock / kGroup, that may reach the floor of find_deficits; bits in masks_.
+    std::size_t find_masks(std::uint32_t first_group, std::uint32_t num_groups) {
+        const std::uint32_t rows = segment_.layout().num_rows();
+        const std::uint8_t* planes = segment_.planes().data() + static_cast<std::size_t>(first_group) * rows * kGroup;
+        masks_.resize(kBlock / kGroup);
+        return kernel().deficit_masks(planes, num_groups, rows, deficits_.data(), masks_.data());
+    }
+
+    // Looks for a floor that a few more items of a sample may reach than it has a share in the k best.
+    double guess_floor(const std::vector<double>& gaps, double typical) {
+        const std::uint32_t num_groups = size_ / kGroup;
+        if (num_groups < 4 * kSampleChunks * kSampleGroups) return kLowest;
+        constexpr double kSample = kSampleChunks * kSampleGroups * kGroup;
+        const double wanted = std::max(4.0, 2 * kSample * static_cast<double>(found_.wanted()) / size_);
+        if (wanted > kSample / 16) return kLowest;
+        double least = 0, most = 1, guess = kLowest;  // of the way from the highest score to a typical one
+        for (int step = 0; step < 7; ++step) {
+            const double share = step ? (least + most) / 2 : 1;
+            const double floor = query_.sum_of_highest() - share * typical;
+            find_deficits(gaps, floor);
+            std::size_t count = 0;
+            for (std::uint32_t chunk = 0; chunk < kSampleChunks; ++chunk) {
+                count += find_masks(chunk * (num_groups / kSampleChunks), kSampleGroups);
+            }
+            if (trace_) trace_->num_bounded += static_cast<std::uint64_t>(kSample);
+            if (static_cast<double>(count) >= wanted) most = share, guess = floor;
+            else if (step == 0) return kLowest;
+            else least = share;
+        }
+        return guess;
     }
 
     // Scores the items that may reach the floor or, if it is higher, a guess at it. False if the guess rules out too
     // little: then not all were looked at. Without a guess blocks of which little is ruled out are scanned.
     bool bound_blocks(const std::vector<double>& gaps, double guess) {
-        const std::uint32_t books = query_.num_books(), rows = segment_.layout().num_rows();
-        std::vector<std::uint8_t> deficits(rows * 32, 0);
-        std::vector<std::uint32_t> masks(kBlock / kGroup);
         std::uint32_t position = 0, blocks_to_scan = 0;
         std::uint64_t num_passed = 0;
         double deficits_for = kNever;
@@ -343,20 +381,11 @@ private:
                 continue;
             }
             const double floor = std::max(guess, static_cast<double>(found_.floor()));
-            const double spare = query_.sum_of_highest() - floor + query_.slack();
-            if (spare < 0) return true;
-            if (floor != deficits_for) {
-                deficits_for = floor;
-                // An item that reaches the floor has gaps that add up to `spare` at most, so deficits of 254 at most.
-                const double scale = 254 / std::max(spare, 1e-300) * (1 - 1e-9);
-                for (std::uint32_t i = 0; i < books * 16; ++i) {
-                    deficits[i] = static_cast<std::uint8_t>(std::min(255.0, gaps[i] * scale));
-                }
-            }
+            if (query_.sum_of_highest() - floor + query_.slack() < 0) return true;
+            if (floor != deficits_for) find_deficits(gaps, floor);
+            deficits_for = floor;
             const std::uint32_t num_groups = (end - position + kGroup - 1) / kGroup;
-            const std::size_t num_left = kernel().deficit_masks(
-                segment_.planes().data() + static_cast<std::size_t>(position / kGroup) * rows * kGroup, num_groups, rows,
-                deficits.data(), masks.data());
+            const std::size_t num_left = find_masks(position / kGroup, num_groups);
             if (trace_) trace_->num_bounded += end - position;
             num_passed += num_left;
             if (guess != kLowest && num_passed > 4096 + position / 32) return false;
@@ -366,7 +395,7 @@ private:
                 continue;
             }
             for (std::uint32_t group = 0; group < num_groups; ++group) {
-                for (std::uint32_t mask = masks[group]; mask; mask &= mask - 1) {
+                for (std::uint32_t mask = masks_[group]; mask; mask &= mask - 1) {
                     const std::uint32_t item = position + group * kGroup + static_cast<std::uint32_t>(std::countr_zero(mask));
                     if (item < end) positions_.push_back(item);  // the last group may have empty places
                 }
@@ -643,6 +672,8 @@ private:
     std::array<const float*, 64> rows_{};
     std::vector<Cell> seen_;
     std::vector<std::uint32_t> positions_;
+    std::vector<std::uint8_t> deficits_;
+    std::vector<std::uint32_t> masks_;
 };
 
 }  // namespace

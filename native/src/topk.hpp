@@ -73,7 +73,7 @@ public:
         return hits_.size() < k_ ? std::numeric_limits<std::int64_t>::max() : hits_.front().id;
     }
     bool full() const { return hits_.size() >= k_ || floor_ > -std::numeric_limits<float>::infinity(); }
-    std::size_t size() const { return hits_.size(); }
+    std::size_t wanted() const { return k_; }
 
     // Whether a hit would be taken, if it is not there yet.
     bool wants(const Hit& hit) const { return hits_.size() < k_ ? hit.score >= floor_ : hit < hits_.front(); }

@@ -299,7 +299,7 @@ def search(
     model: Model,
     codes: Annotated[Path, typer.Argument(help="File that `opqn encode` wrote.", show_default=False)],
     queries: Annotated[list[Path], typer.Argument(help="Face crops to look for.", show_default=False)],
-    k: Annotated[int, typer.Option(min=1, help="Hits a query.")] = 10,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Hits a query.")] = 10,
     sheet: Annotated[Path | None, typer.Option(help="PNG file for a contact sheet of queries and hits.")] = None,
     device: Device = "auto",
     as_json: Json = False,

@@ -156,6 +156,20 @@ def many():
     return build(codes, ids, 256, clique=8), reference, people
 
 
+@pytest.mark.parametrize(("num_books", "num_words"), [(8, 256), (16, 16), (3, 64)])
+@pytest.mark.parametrize("kind", ["peaked", "softmax", "ties"])
+def test_bounds_alone_find_the_hits_among_many_items(num_books, num_words, kind):
+    rng = np.random.default_rng(1)
+    codes, people = draw_codes(rng, 100_000, num_books, num_words, 2000)
+    segment = build(codes, np.arange(100_000), num_words, clique=0, has_lists=False)
+    reference = ReferenceIndex(num_books, num_words)
+    reference.add(codes)
+    tables = draw_tables(rng, kind, people, 4, num_words)
+    for k in (1, 10, 100, 1000):
+        found = _native.search([segment], [None], tables, k, plan="bounds")
+        assert_same(found, reference.search(tables, k))
+
+
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("kind", ["peaked", "softmax", "ties"])
 def test_plans_agree_on_many_items(many, plan, kind):
