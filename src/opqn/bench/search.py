@@ -191,15 +191,15 @@ def run(
 
 def sort_everything(codes: NDArray[np.uint8], tables: NDArray[np.float32], k: int) -> Hits:
     """Return the (Q, k) first hits by the definition, scores and positions, in little memory; k at most N."""
-    scores = np.empty((len(tables), 0), dtype=np.float32)
-    ids = np.empty((len(tables), 0), dtype=np.int64)
+    found = [(np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64)) for _ in tables]
     for first in range(0, len(codes), CHECK_ROWS):
-        piece = score(tables, codes[first : first + CHECK_ROWS])  # (Q, rows)
-        numbers = np.broadcast_to(np.arange(first, first + piece.shape[1]), piece.shape)
-        scores, ids = np.concatenate([scores, piece], axis=1), np.concatenate([ids, numbers], axis=1)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        scores, ids = np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
-    return scores, ids
+        for query, row in enumerate(score(tables, codes[first : first + CHECK_ROWS])):
+            best, ids = found[query]
+            reach = np.flatnonzero(row >= best[-1]) if len(best) == k else np.arange(len(row))
+            best, ids = np.concatenate([best, row[reach]]), np.concatenate([ids, first + reach])
+            order = np.argsort(-best, kind="stable")[:k]
+            found[query] = best[order], ids[order]
+    return np.stack([best for best, _ in found]), np.stack([ids for _, ids in found])
 
 
 def _search(index: CodeIndex, tables: NDArray[np.float32], plan: str, threads: int, k: int) -> Hits:
