@@ -15,7 +15,7 @@ import numpy as np
 
 from opqn.errors import ConfigError
 from opqn.index import _native, files
-from opqn.index.reference import MAX_ID, as_ids, check_codes, check_shape
+from opqn.index.reference import as_ids, check_codes, check_shape, number_items
 from opqn.index.segments import MAX_ITEMS, Part, Profile, Structures, merge
 
 if TYPE_CHECKING:
@@ -297,13 +297,9 @@ class CodeIndex:
     def _number(
         self, state: _State, codes: NDArray[np.uint8], ids: NDArray[np.int64] | Sequence[int] | None
     ) -> NDArray[np.int64]:
+        new_ids = number_items(len(codes), state.next_id, ids)
         if ids is None:
-            if state.next_id + len(codes) - 1 > MAX_ID:
-                raise ConfigError(f"there are no ids above {state.next_id - 1} left; pass ids")
-            return np.arange(state.next_id, state.next_id + len(codes), dtype=np.int64)
-        new_ids = as_ids(ids)
-        if len(new_ids) != len(codes):
-            raise ConfigError(f"{len(new_ids)} ids for {len(codes)} codes; pass one id for each code")
+            return new_ids
         ordered = np.sort(new_ids)
         twice = ordered[1:][ordered[1:] == ordered[:-1]]
         old = ordered[ordered < state.next_id]  # ids above were never given, so nothing has to be looked up for them

@@ -142,14 +142,7 @@ class ReferenceIndex:
             ConfigError: codes or ids of the wrong shape, dtype or range, or an id that occurs twice. Nothing is added.
         """
         check_codes(codes, self.num_books, self.num_words)
-        if ids is None:
-            if self._next_id + len(codes) - 1 > MAX_ID:
-                raise ConfigError(f"there are no ids above {self._next_id - 1} left; pass ids")
-            new_ids = np.arange(self._next_id, self._next_id + len(codes), dtype=np.int64)
-        else:
-            new_ids = as_ids(ids)
-            if len(new_ids) != len(codes):
-                raise ConfigError(f"{len(new_ids)} ids for {len(codes)} codes; pass one id for each code")
+        new_ids = number_items(len(codes), self._next_id, ids)
         all_ids = np.concatenate([self._ids, new_ids])  # (held + N,)
         order = np.argsort(all_ids, kind="stable")
         all_ids = all_ids[order]
@@ -239,6 +232,22 @@ def _sum_entries(tables: NDArray[np.float32], codes: NDArray[np.uint8]) -> NDArr
         for m in range(1, codes.shape[1]):
             total += np.take(tables[:, m], codes[:, m], axis=1)
     return total
+
+
+def number_items(count: int, next_id: int, ids: NDArray[np.int64] | Sequence[int] | None) -> NDArray[np.int64]:
+    """Return (count,) int64 ids of new items: those given, or ``next_id`` and up. Whether they are taken is left open.
+
+    Raises:
+        ConfigError: another number of ids, no integers, or none left.
+    """
+    if ids is None:
+        if next_id + count - 1 > MAX_ID:
+            raise ConfigError(f"there are no ids above {next_id - 1} left; pass ids")
+        return np.arange(next_id, next_id + count, dtype=np.int64)
+    new_ids = as_ids(ids)
+    if len(new_ids) != count:
+        raise ConfigError(f"{len(new_ids)} ids for {count} codes; pass one id for each code")
+    return new_ids
 
 
 def as_ids(ids: NDArray[np.int64] | Sequence[int]) -> NDArray[np.int64]:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Profile = Literal["compact", "balanced", "fast"]
-PROFILES: Final[tuple[Profile, ...]] = ("compact", "balanced", "fast")
 MAX_ITEMS: Final = _native.MAX_ITEMS
 # Books of a group whose pairs all have cells. In groups of four an item with three of a query's words has two in one
 # group; in groups of eight two are enough, at more than twice the bytes.
