@@ -49,56 +49,59 @@ Plan plan_named(const std::string& name) {
 
 // Segments with the items of each that may be found.
 struct View {
-    Segments segments;
-    std::vector<Mask> masks;
+    std::vector<Group> groups;
 
-    View(Segments own, const Masks& given) : segments(std::move(own)) {
+    View(const Segments& segments, const Masks& given, const Tables& tables) {
         if (given.size() != segments.size()) throw std::invalid_argument("one mask, or None, for each segment");
+        std::vector<Part> parts;
         for (std::size_t i = 0; i < given.size(); ++i) {
-            if (!given[i]) {
-                masks.emplace_back();
-                continue;
+            const Layout& layout = segments[i]->layout();
+            if (layout.num_books != tables.shape(1) || layout.num_words != tables.shape(2)) {
+                throw std::invalid_argument("tables and segments of different shape");
             }
+            parts.push_back({segments[i].get(), {}});
+            if (!given[i]) continue;
             const auto& [bits, count] = *given[i];
             if (bits.size() != (static_cast<std::size_t>(segments[i]->size()) + 7) / 8) {
                 throw std::invalid_argument("a mask of the wrong size");
             }
-            masks.push_back({bits.data(), count});
+            parts.back().mask = {bits.data(), count};
         }
-    }
-
-    void check(const Tables& tables) const {
-        for (const auto& segment : segments) {
-            if (segment->layout().num_books != tables.shape(1) || segment->layout().num_words != tables.shape(2)) {
-                throw std::invalid_argument("tables and segments of different shape");
-            }
-        }
-    }
-
-    std::vector<Hit> hits(const float* table, std::size_t books, std::size_t words, Collector found, Plan only,
-                          std::vector<Trace>* traces) const {
-        Query query(table, static_cast<std::uint32_t>(books), static_cast<std::uint32_t>(words));
-        for (std::size_t i = 0; i < segments.size(); ++i) {
-            Trace* trace = nullptr;
-            if (traces) trace = &traces->emplace_back();
-            search(*segments[i], query, masks[i], found, only, trace);
-        }
-        return found.take();
+        groups = Group::of(parts);
     }
 };
 
-nb::tuple search_best(Segments segments, Masks masks, Tables tables, std::size_t k,
-                      unsigned num_threads, const std::string& only) {
-    const View view(std::move(segments), masks);
-    view.check(tables);
-    const Plan plan = plan_named(only);
+// Searches with the queries of each thread a few at a time. take(q, hits) is told what was found, from any thread.
+template <class Take>
+void search_all(const View& view, const Tables& tables, const Collector& empty, Plan only, unsigned num_threads, Take&& take) {
+    // As many as share the work of reading a block, as long as each thread has some.
+    constexpr std::size_t kMostAtOnce = 16;
     const std::size_t queries = tables.shape(0), books = tables.shape(1), words = tables.shape(2);
+    if (num_threads == 0) num_threads = std::max(1u, std::thread::hardware_concurrency());
+    const std::size_t at_once = std::clamp<std::size_t>(queries / num_threads, 1, kMostAtOnce);
+    parallel_for((queries + at_once - 1) / at_once, num_threads, [&](std::size_t batch) {
+        Scratch scratch;
+        std::vector<Job> jobs;
+        const std::size_t first = batch * at_once, last = std::min(first + at_once, queries);
+        for (std::size_t q = first; q < last; ++q) {
+            const float* table = tables.data() + q * books * words;
+            jobs.push_back({Query(table, static_cast<std::uint32_t>(books), static_cast<std::uint32_t>(words)), empty});
+        }
+        search(view.groups, jobs, only, scratch);
+        for (std::size_t q = first; q < last; ++q) take(q, jobs[q - first].found.take());
+    });
+}
+
+nb::tuple search_best(Segments segments, Masks masks, Tables tables, std::size_t k, unsigned num_threads,
+                      const std::string& only) {
+    const View view(segments, masks, tables);
+    const Plan plan = plan_named(only);
+    const std::size_t queries = tables.shape(0);
     std::vector<float> scores(queries * k, -std::numeric_limits<float>::infinity());
     std::vector<std::int64_t> ids(queries * k, -1);
     {
         nb::gil_scoped_release release;
-        parallel_for(queries, num_threads, [&](std::size_t q) {
-            const auto hits = view.hits(tables.data() + q * books * words, books, words, Collector::best(k), plan, nullptr);
+        search_all(view, tables, Collector::best(k), plan, num_threads, [&](std::size_t q, const std::vector<Hit>& hits) {
             for (std::size_t i = 0; i < hits.size(); ++i) scores[q * k + i] = hits[i].score, ids[q * k + i] = hits[i].id;
         });
     }
@@ -106,22 +109,17 @@ nb::tuple search_best(Segments segments, Masks masks, Tables tables, std::size_t
 }
 
 // For each query all hits that score `threshold` or more.
-nb::list search_within(Segments segments, Masks masks, Tables tables, float threshold,
-                       unsigned num_threads) {
-    const View view(std::move(segments), masks);
-    view.check(tables);
-    const std::size_t queries = tables.shape(0), books = tables.shape(1), words = tables.shape(2);
+nb::list search_within(Segments segments, Masks masks, Tables tables, float threshold, unsigned num_threads) {
+    const View view(segments, masks, tables);
+    const std::size_t queries = tables.shape(0);
     std::vector<std::vector<float>> scores(queries);
     std::vector<std::vector<std::int64_t>> ids(queries);
     {
         nb::gil_scoped_release release;
-        parallel_for(queries, num_threads, [&](std::size_t q) {
-            for (const Hit& hit : view.hits(tables.data() + q * books * words, books, words, Collector::within(threshold),
-                                            Plan::kNumPlans, nullptr)) {
-                scores[q].push_back(hit.score);
-                ids[q].push_back(hit.id);
-            }
-        });
+        search_all(view, tables, Collector::within(threshold), Plan::kNumPlans, num_threads,
+                   [&](std::size_t q, const std::vector<Hit>& hits) {
+                       for (const Hit& hit : hits) scores[q].push_back(hit.score), ids[q].push_back(hit.id);
+                   });
     }
     nb::list found;
     for (std::size_t q = 0; q < queries; ++q) {
@@ -131,13 +129,15 @@ nb::list search_within(Segments segments, Masks masks, Tables tables, float thre
     return found;
 }
 
-nb::list explain(Segments segments, Masks masks, Tables tables, std::size_t k,
-                 const std::string& only) {
-    const View view(std::move(segments), masks);
-    view.check(tables);
+nb::list explain(Segments segments, Masks masks, Tables tables, std::size_t k, const std::string& only) {
+    const View view(segments, masks, tables);
     if (tables.shape(0) != 1) throw std::invalid_argument("one table");
     std::vector<Trace> traces;
-    view.hits(tables.data(), tables.shape(1), tables.shape(2), Collector::best(k), plan_named(only), &traces);
+    std::vector<Job> jobs;
+    jobs.push_back({Query(tables.data(), static_cast<std::uint32_t>(tables.shape(1)), static_cast<std::uint32_t>(tables.shape(2))),
+                    Collector::best(k), &traces});
+    Scratch scratch;
+    search(view.groups, jobs, plan_named(only), scratch);
     nb::list told;
     for (std::size_t i = 0; i < traces.size(); ++i) {
         const Trace& trace = traces[i];
@@ -148,7 +148,8 @@ nb::list explain(Segments segments, Masks masks, Tables tables, std::size_t k,
         for (std::size_t p = 0; p < trace.costs.size(); ++p) {
             if (trace.costs[p] > 0 && std::isfinite(trace.costs[p])) costs[name_of(static_cast<Plan>(p))] = trace.costs[p] / 1000;
         }
-        entry["num_items"] = view.segments[i]->size();
+        entry["num_segments"] = view.groups[i].parts.size();
+        entry["num_items"] = view.groups[i].size;
         entry["plans"] = plans;
         entry["num_cells"] = trace.num_cells;
         entry["num_lists"] = trace.num_lists;

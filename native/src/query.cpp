@@ -1,6 +1,8 @@
 #include "query.hpp"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <functional>
 
@@ -8,14 +10,15 @@ namespace opqn {
 namespace {
 
 constexpr std::uint32_t kLanes = 32;  // strided sets of words whose maxima choose the first ranked ones
+constexpr std::uint32_t kMostWords = 256;
 constexpr std::uint32_t kFirst = 8;   // words ranked at least; a peaked row needs no more
 
-struct ComesFirst {
-    bool operator()(const Word& a, const Word& b) const {
-        return a.value > b.value || (a.value == b.value && a.word < b.word);
-    }
-};
-constexpr ComesFirst comes_first;
+// Numbers that are in order where words are: by value, highest first, then by number.
+std::uint64_t key_of(float value, std::uint32_t word) {
+    const auto bits = std::bit_cast<std::uint32_t>(value);
+    const std::uint32_t ascending = bits ^ (static_cast<std::uint32_t>(static_cast<std::int32_t>(bits) >> 31) | 0x80000000u);
+    return static_cast<std::uint64_t>(~ascending) << 32 | word;
+}
 
 }  // namespace
 
@@ -47,7 +50,6 @@ Query::Query(const float* table, std::uint32_t num_books, std::uint32_t num_word
 
 void Query::rank_first(std::uint32_t book) {
     const float* row = table_.data() + book * num_words_;
-    auto& ranked = ranked_[book];
     if (num_words_ <= 2 * kLanes) {
         rank_more(book, num_words_);
         return;
@@ -60,21 +62,33 @@ void Query::rank_first(std::uint32_t book) {
     }
     std::nth_element(lanes, lanes + kFirst - 1, lanes + kLanes, std::greater<>());
     const float cut = lanes[kFirst - 1];
+    std::array<std::uint64_t, kMostWords> keys;
+    std::size_t count = 0;
     for (std::uint32_t j = 0; j < num_words_; ++j) {
-        if (row[j] >= cut) ranked.push_back({row[j], j});
+        if (row[j] >= cut) keys[count++] = key_of(row[j], j);
     }
-    std::sort(ranked.begin(), ranked.end(), comes_first);
+    std::sort(keys.begin(), keys.begin() + count);
+    keep(book, {keys.data(), count});
 }
 
 void Query::rank_more(std::uint32_t book, std::uint32_t least) {
     const float* row = table_.data() + book * num_words_;
+    const std::uint32_t count = std::min(std::max(least, static_cast<std::uint32_t>(3 * ranked_[book].size())), num_words_);
+    std::array<std::uint64_t, kMostWords> keys;
+    for (std::uint32_t j = 0; j < num_words_; ++j) keys[j] = key_of(row[j], j);
+    if (count < num_words_) std::nth_element(keys.begin(), keys.begin() + count, keys.begin() + num_words_);
+    std::sort(keys.begin(), keys.begin() + count);
+    keep(book, {keys.data(), count});
+}
+
+void Query::keep(std::uint32_t book, std::span<const std::uint64_t> keys) {
     auto& ranked = ranked_[book];
-    const std::uint32_t count = std::min(std::max(least, static_cast<std::uint32_t>(3 * ranked.size())), num_words_);
-    ranked.resize(num_words_);
-    for (std::uint32_t j = 0; j < num_words_; ++j) ranked[j] = {row[j], j};
-    if (count < num_words_) std::nth_element(ranked.begin(), ranked.begin() + count, ranked.end(), comes_first);
-    ranked.resize(count);
-    std::sort(ranked.begin(), ranked.end(), comes_first);
+    ranked.clear();
+    ranked.reserve(keys.size());
+    for (const std::uint64_t key : keys) {
+        const auto word = static_cast<std::uint32_t>(key);
+        ranked.push_back({table_[book * num_words_ + word], word});
+    }
 }
 
 }  // namespace opqn

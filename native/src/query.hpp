@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 namespace opqn {
@@ -29,7 +30,7 @@ public:
     // A score is a sum of M float32, rounded after each addition; it differs from the true sum by less than this.
     double slack() const { return slack_; }
 
-    // The i-th word of a book, by value, highest first, then by number. i < K.
+    // The i-th word of a book, by value, highest first (0 before -0), then by number. i < K.
     Word ranked(std::uint32_t book, std::uint32_t i) {
         if (i >= ranked_[book].size()) rank_more(book, i + 1);
         return ranked_[book][i];
@@ -46,6 +47,7 @@ public:
 private:
     void rank_first(std::uint32_t book);
     void rank_more(std::uint32_t book, std::uint32_t least);
+    void keep(std::uint32_t book, std::span<const std::uint64_t> keys);
 
     std::vector<float> table_;  // (M * K,), and as much more as a code that is no code can reach
     std::uint32_t num_books_, num_words_;

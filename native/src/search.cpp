@@ -1,697 +1,250 @@
 #include "search.hpp"
 
 #include <algorithm>
-#include <bit>
-#include <cmath>
 #include <limits>
-#include <tuple>
+#include <memory>
+#include <utility>
 
-#include "kernels.hpp"
+#include "cells.hpp"
+#include "walks.hpp"
 
 namespace opqn {
 namespace {
 
-// Nanoseconds, as measured on one core of a 3 GHz x86-64 machine. Only their ratios matter, and only for speed.
-constexpr double kScanCost = 0.3;        // an entry added up in a plain scan
-constexpr double kBoundCost = 0.03;      // a nibble of a code bounded
-constexpr double kPostingCost = 1.1;     // a posting counted
-constexpr double kBlockCost = 250;       // a block of lists begun
-constexpr double kChoiceCost = 150;      // a cell chosen
-constexpr double kCellCost = 45;         // a cell begun
-constexpr double kNearItemCost = 6;      // an item scored out of order, with all codes in the cache
-constexpr double kFarItemCost = 14;      // the same with codes in memory
-constexpr double kCacheBytes = 16e6;
-
-constexpr std::uint32_t kSmall = 2048;       // items that are not worth a plan
-constexpr std::uint32_t kSeedStep = 1024;    // items scanned at a time until there are k hits
-constexpr std::uint32_t kScannedBlocks = 16;
-constexpr std::uint32_t kSampleChunks = 32, kSampleGroups = 16;  // of a sample of the items, spread evenly
+constexpr std::uint32_t kSmall = 2048;  // items that are not worth a plan
 constexpr double kNever = std::numeric_limits<double>::infinity();
-constexpr double kLowest = -std::numeric_limits<double>::infinity();
-constexpr std::size_t kAhead = 24;           // items fetched ahead of the one being scored
+constexpr double kWorthThinking = 30e3;  // nanoseconds: below, a plan runs sooner than a better one is found
+// A costly plan may become a cheap one with better hits. So this part of its cost is spent on looking for them, as often
+// as cells promise to prove the answer for so many times that cost.
+constexpr double kInvested = 1.0 / 32, kPromising = 2;
+constexpr double kWorthInvesting = 100e3;  // nanoseconds
+constexpr int kMostInvestments = 3;
+constexpr double kMaskCost = 0.02;  // a bit of a mask looked at
+constexpr double kAnyLimit = 64;    // times a scan, that a plan which was asked for may cost
 
-void prefetch(const void* address) { __builtin_prefetch(address); }
-
-struct Cell {
-    const PairCells* pair;
-    std::uint32_t number;
-    std::uint32_t begin, end;
-};
-
-// The cells of neighbouring pairs of books (0, 1), (2, 3), ... in falling order of T[a, i] + T[b, j].
-// Fagin, Lotem and Naor 2001: the threshold algorithm; a pair of books is a list, its cells are the list's entries.
-class CellOrder {
-public:
-    CellOrder(const Segment& segment, Query& query) : segment_(segment), query_(query) {
-        const std::uint32_t books = query.num_books();
-        for (std::uint32_t a = 0; a + 1 < books; a += 2) {
-            const PairCells* cells = segment.pair(a, a + 1);
-            if (!cells) {
-                rest_ += static_cast<double>(query.highest(a)) + query.highest(a + 1);
-                continue;
-            }
-            fronts_.push_back({cells, a, {}, {}, 0, 0});
-            push(fronts_.back(), 0, 0);
-            advance(fronts_.back());
-        }
-        if (books % 2) rest_ += query.highest(books - 1);
-    }
-
-    // No item outside of the cells taken so far scores more than this.
-    double bound() const {
-        double sum = rest_;
-        for (const auto& front : fronts_) sum += front.current.value;
-        return sum;
-    }
-
-    // Takes the cell that lowers the bound most for its cost; false if none is left.
-    bool take(double item_cost, Cell& cell) {
-        Front* best = nullptr;
-        double best_rate = -1;
-        for (auto& front : fronts_) {
-            if (front.current.value == kLowest) continue;
-            const double next = front.heap.empty() ? -kNever : front.heap.front().value;
-            const double drop = std::min(static_cast<double>(front.current.value) - next, 1e30);
-            const double rate = drop / (kCellCost + item_cost * (front.end - front.begin));
-            if (rate > best_rate) best = &front, best_rate = rate;
-        }
-        if (!best) return false;
-        cell = {best->cells, cell_number(*best), best->begin, best->end};
-        advance(*best);
-        return true;
-    }
-
-private:
-    struct Entry {
-        double value;
-        std::uint32_t i, j;  // ranks of the words
-        friend bool operator<(const Entry& a, const Entry& b) { return a.value < b.value; }
-    };
-    struct Front {
-        const PairCells* cells;
-        std::uint32_t book;
-        Entry current;
-        std::vector<Entry> heap;
-        std::uint32_t begin, end;
-    };
-
-    void push(Front& front, std::uint32_t i, std::uint32_t j) {
-        if (i >= query_.num_words() || j >= query_.num_words()) return;
-        const double value = static_cast<double>(query_.ranked(front.book, i).value) +
-                             static_cast<double>(query_.ranked(front.book + 1, j).value);
-        front.heap.push_back({value, i, j});
-        std::push_heap(front.heap.begin(), front.heap.end());
-    }
-
-    std::uint32_t cell_number(const Front& front) const {
-        return query_.ranked(front.book, front.current.i).word * query_.num_words() +
-               query_.ranked(front.book + 1, front.current.j).word;
-    }
-
-    void advance(Front& front) {
-        if (front.heap.empty()) {
-            front.current.value = kLowest;
-            return;
-        }
-        std::pop_heap(front.heap.begin(), front.heap.end());
-        front.current = front.heap.back();
-        front.heap.pop_back();
-        // Each cell has one predecessor: (i, j - 1), or (i - 1, 0) for the first of a row.
-        push(front, front.current.i, front.current.j + 1);
-        if (front.current.j == 0) push(front, front.current.i + 1, 0);
-        std::tie(front.begin, front.end) = segment_.cell(*front.cells, cell_number(front));
-    }
-
-    const Segment& segment_;
-    Query& query_;
-    std::vector<Front> fronts_;
-    double rest_ = 0;  // the highest of the books without cells
-};
-
-// For each book the number of its best words that are looked up.
-struct Choice {
-    std::vector<std::uint32_t> counts;  // (M,)
-    double cost = kNever;
-    double guess = kLowest;  // at the k-th score, if the choice is exact only where that is reached
-};
-
+// The search of one group for one query.
 class Search {
 public:
-    Search(const Segment& segment, Query& query, const Mask& mask, Collector& found, Trace* trace)
-        : segment_(segment), query_(query), mask_(mask), found_(found), trace_(trace), size_(segment.size()) {
-        const double bytes = static_cast<double>(size_) * query.num_books();
-        item_cost_ = bytes < kCacheBytes ? kNearItemCost : kFarItemCost;
-        for (std::uint32_t m = 0; m < query.num_books(); ++m) rows_[m] = query.table() + m * query.num_words();
+    Search(const Group& group, Job& job, Plan only, Scratch& scratch)
+        : group_(group),
+          query_(job.query),
+          found_(job.found),
+          only_(only),
+          scorer_(job.query, job.found, scratch, job.traces ? &job.traces->emplace_back() : nullptr),
+          look_up_(group),
+          shares_(group, job.query) {
+        costs_.fill(kNever);
     }
 
-    void run(Plan only) {
-        if (size_ == 0) return;
-        const std::uint32_t num_allowed = mask_.bits ? mask_.num_set : size_;
-        if (num_allowed == 0) return;
-        std::array<double, static_cast<std::size_t>(Plan::kNumPlans)> costs;
-        costs.fill(kNever);
-        const auto cost = [&](Plan plan) -> double& { return costs[static_cast<std::size_t>(plan)]; };
-        cost(Plan::kScan) = kScanCost * query_.num_books() * size_;
-        if (mask_.bits) cost(Plan::kAllowed) = item_cost_ * num_allowed + 0.02 * size_;
+    // Runs what looks items up. False if items have to be gone through instead, with walk().
+    bool look_up() {
+        cost(Plan::kScan) = ScanWalk::most_cost(group_);
+        if (group_.num_allowed < group_.size) {
+            cost(Plan::kAllowed) = look_up_.item * static_cast<double>(group_.num_allowed) +
+                                   kMaskCost * static_cast<double>(group_.size);
+        }
         const bool can_reason = query_.is_finite();
-        if (can_reason && !segment_.planes().empty()) {
-            cost(Plan::kBounds) = kBoundCost * query_.num_books() * size_ + item_cost_ * 0.002 * size_;
+        if (can_reason && group_.layout.has_planes) cost(Plan::kBounds) = BoundsWalk::least_cost(group_);
+        if (only_ == Plan::kNumPlans && (group_.size <= kSmall || !can_reason)) only_ = cheapest();
+        const bool may_look_up = wants(Plan::kCells) || wants(Plan::kCover) || wants(Plan::kLists);
+        if (can_reason && may_look_up) {
+            if (group_.layout.clique >= 2 ? look_up_cells() : plan_lists()) return true;
         }
-        if (only == Plan::kNumPlans && (size_ <= kSmall || !can_reason)) only = cheapest(costs);
+        return choose();
+    }
 
-        std::vector<Cell> cells, cover;
-        Choice lists;
-        const bool may_use_index = wanted(only, Plan::kCells) || wanted(only, Plan::kCover) || wanted(only, Plan::kLists);
-        if (can_reason && may_use_index) {
-            const double scan_cost = *std::min_element(costs.begin(), costs.end());
-            const bool has_cells = segment_.layout().clique >= 2;
-            CellOrder order(segment_, query_);
-            if (has_cells) {
-                seed(order, scan_cost / 4);
-                if (proven(order.bound())) return trace_plan(Plan::kCells);
-                std::vector<Cell> best;
-                const double best_cost = list_best_cells(best);
-                if (found_.full() && wanted(only, Plan::kCells) && plan_cells(order, best_cost, cells) < kNever) {
-                    trace_plan(Plan::kCells);
-                    return visit(cells);
-                }
-                // The first k hits are seldom the best, and with better ones plans are cheaper.
-                if (best_cost < scan_cost / 4) {
-                    visit(best);
-                    seen_.insert(seen_.end(), best.begin(), best.end());
-                }
-            }
-            if (found_.full()) {
-                const auto limit = [&] {
-                    return only == Plan::kNumPlans ? *std::min_element(costs.begin(), costs.end()) : 64 * scan_cost;
-                };
-                if (has_cells && wanted(only, Plan::kCover)) cost(Plan::kCover) = plan_cover(limit(), cover);
-                if (segment_.layout().has_lists && wanted(only, Plan::kLists)) {
-                    lists = plan_lists(limit());
-                    cost(Plan::kLists) = lists.cost;
-                }
-                if (has_cells && wanted(only, Plan::kCells)) cost(Plan::kCells) = plan_cells(order, limit(), cells);
-            }
+    Walk& walk() { return *walk_; }
+
+    // After a walk has failed: true if there is nothing left to do.
+    bool start_another() {
+        // What was found still helps the next plan.
+        if (plan_ == Plan::kBounds) {
+            walk_ = std::make_unique<BoundsWalk>(group_, scorer_);
+            return false;
         }
-        Plan plan = only;
-        if (only == Plan::kNumPlans || costs[static_cast<std::size_t>(only)] == kNever) plan = cheapest(costs);
-        if (trace_) trace_->costs = costs, trace_->floor_at_choice = found_.floor();
-        for (;;) {
-            trace_plan(plan);
-            if (plan == Plan::kCells || plan == Plan::kCover) return visit(plan == Plan::kCells ? cells : cover);
-            if (plan == Plan::kBounds) return scan_bounds();
-            if (plan == Plan::kAllowed) return score_allowed();
-            if (plan == Plan::kScan) return scan(0, size_);
-            walk_lists(lists);
-            if (found_.full() && found_.floor() > lists.guess) return;
-            // The guess at the k-th score was too high; what was found still helps the next plan.
-            cost(plan) = kNever;
-            plan = cheapest(costs);
-        }
+        cost(plan_) = cost(Plan::kCells) = cost(Plan::kCover) = kNever;
+        return choose();
     }
 
 private:
-    using Costs = std::array<double, static_cast<std::size_t>(Plan::kNumPlans)>;
-
-    static bool wanted(Plan only, Plan plan) { return only == Plan::kNumPlans || only == plan; }
-    static Plan cheapest(const Costs& costs) {
-        return static_cast<Plan>(std::min_element(costs.begin(), costs.end()) - costs.begin());
+    double& cost(Plan plan) { return costs_[static_cast<std::size_t>(plan)]; }
+    bool wants(Plan plan) const { return only_ == Plan::kNumPlans || only_ == plan; }
+    Plan cheapest() const { return static_cast<Plan>(std::min_element(costs_.begin(), costs_.end()) - costs_.begin()); }
+    // What a plan that looks items up may cost.
+    double limit() {
+        return only_ == Plan::kNumPlans ? cost(cheapest()) : kAnyLimit * cost(Plan::kScan);
     }
 
-    // Whether items that score at most `bound`, but for rounding, cannot be among the hits.
-    bool proven(double bound) const { return found_.full() && bound + query_.slack() < found_.floor(); }
-
-    void trace_plan(Plan plan) {
-        if (trace_) trace_->plans.push_back(plan);
+    void trace(Plan plan) {
+        if (scorer_.trace) scorer_.trace->plans.push_back(plan);
     }
 
-    void offer(float score, std::uint32_t position) {
-        if (score < found_.floor() || !mask_.allows(position)) return;
-        const Hit hit{score, segment_.id(position)};
-        if (found_.wants(hit)) found_.offer(hit);
+    // Visits the cells between the steps taken and these.
+    void take(CellOrder& order, CellOrder::Steps& taken, const CellOrder::Steps& steps) {
+        visit(group_, order.between(taken, steps), scorer_);
+        taken = steps;
     }
 
-    // --- plain scans
-
-    void scan(std::uint32_t begin, std::uint32_t end) {
-        const std::uint32_t books = query_.num_books(), words = query_.num_words();
-        if (trace_) trace_->num_scored += end - begin;
-        if (books == 8 && words == 256) return scan_shape<8, 256>(begin, end);
-        if (books == 8 && words == 64) return scan_shape<8, 64>(begin, end);
-        if (books == 4 && words == 256) return scan_shape<4, 256>(begin, end);
-        if (books == 16 && words == 16) return scan_shape<16, 16>(begin, end);
-        scan_shape<0, 0>(begin, end);
-    }
-
-    // Numbers of books and words that are known to the compiler, or 0.
-    template <std::uint32_t kBooks, std::uint32_t kWords>
-    void scan_shape(std::uint32_t begin, std::uint32_t end) {
-        constexpr std::uint32_t kAtOnce = 4;  // independent sums hide the latency of an addition
-        const std::uint32_t books = kBooks ? kBooks : query_.num_books();
-        const std::uint32_t words = kWords ? kWords : query_.num_words();
-        const float* const table = query_.table();
-        const std::uint8_t* code = segment_.code(begin);
-        float floor = found_.floor();
-        std::int64_t floor_id = found_.floor_id();
-        std::uint32_t position = begin;
-        for (; position + kAtOnce <= end; position += kAtOnce, code += kAtOnce * books) {
-            float sums[kAtOnce];
-            if constexpr (kBooks == 8) {
-                std::uint64_t packed[kAtOnce];  // a code in one load: loads are what a scan is short of
-                for (std::uint32_t i = 0; i < kAtOnce; ++i) {
-                    std::memcpy(&packed[i], code + i * 8, 8);
-                    sums[i] = table[packed[i] & 255];
-                }
-                for (std::uint32_t m = 1; m < 8; ++m) {
-                    for (std::uint32_t i = 0; i < kAtOnce; ++i) sums[i] += table[m * words + (packed[i] >> (8 * m) & 255)];
-                }
-            } else {
-                for (std::uint32_t i = 0; i < kAtOnce; ++i) sums[i] = table[code[i * books]];
-                for (std::uint32_t m = 1; m < books; ++m) {
-                    for (std::uint32_t i = 0; i < kAtOnce; ++i) sums[i] += table[m * words + code[i * books + m]];
-                }
-            }
-            if (std::max(std::max(sums[0], sums[1]), std::max(sums[2], sums[3])) < floor) continue;
-            for (std::uint32_t i = 0; i < kAtOnce; ++i) {
-                // Where all scores tie, as with a table of equal entries, ids decide, and nearly all are turned down here.
-                if (sums[i] > floor || (sums[i] == floor && segment_.id(position + i) <= floor_id)) {
-                    offer(sums[i], position + i);
-                    floor = found_.floor();
-                    floor_id = found_.floor_id();
-                }
-            }
+    // The steps that prove the answer with the hits found so far, and their cost; infinite above `limit`.
+    double plan_cells(CellOrder& order, const CellOrder::Steps& taken, double limit, CellOrder::Steps& steps) {
+        steps = taken;
+        const double paid = order.cost(taken);
+        while (!scorer_.proven(order.bound(steps))) {
+            const double spare = limit - (order.cost(steps) - paid);
+            if (spare < 0 || !order.advance(steps, spare)) return kNever;
         }
-        for (; position < end; ++position, code += books) offer(query_.score(code), position);
+        return order.cost(steps) - paid <= limit ? order.cost(steps) - paid : kNever;
     }
 
-    void score_allowed() {
-        if (trace_) trace_->num_scored += mask_.num_set;
-        for (std::uint32_t first = 0; first < size_; first += 64) {
-            std::uint64_t word = 0;
-            std::memcpy(&word, mask_.bits + first / 8, std::min(8u, (size_ - first + 7) / 8));
-            for (; word; word &= word - 1) {
-                const std::uint32_t position = first + static_cast<std::uint32_t>(std::countr_zero(word));
-                if (position < size_) offer(query_.score(segment_.code(position)), position);
-            }
-        }
-    }
-
-    // --- bounds from nibbles
-
-    void scan_bounds() {
-        const std::uint32_t books = query_.num_books(), shift = segment_.layout().nibble_shift();
-        std::vector<double> gaps(books * 16, kNever);  // from the highest entry of a book to that of a nibble
-        double typical = 0;
-        for (std::uint32_t m = 0; m < books; ++m) {
-            double* own = gaps.data() + m * 16;
-            for (std::uint32_t j = 0; j < query_.num_words(); ++j) {
-                own[j >> shift] = std::min(own[j >> shift], static_cast<double>(query_.highest(m)) - rows_[m][j]);
-            }
-            std::array<double, 16> sorted{};
-            const std::uint32_t num_nibbles = std::min(16u, query_.num_words());
-            std::copy(own, own + num_nibbles, sorted.begin());
-            std::nth_element(sorted.begin(), sorted.begin() + num_nibbles / 2, sorted.begin() + num_nibbles);
-            typical += sorted[num_nibbles / 2];
-        }
-        // Cells would have found good hits already. Without them a guess at the k-th score rules out most of the items,
-        // and where it was not too high one pass proves the answer.
-        if (segment_.layout().clique == 0) {
-            const double guess = guess_floor(gaps, typical);
-            if (guess > found_.floor() && bound_blocks(gaps, guess) && found_.full() && found_.floor() >= guess) return;
-        }
-        bound_blocks(gaps, kLowest);
-    }
-
-    // The bytes by which nibbles keep a score below the highest one, at a scale at which an item that reaches the floor
-    // has 254 of them at most.
-    void find_deficits(const std::vector<double>& gaps, double floor) {
-        const double spare = query_.sum_of_highest() - floor + query_.slack();
-        const double scale = 254 / std::max(spare, 1e-300) * (1 - 1e-9);
-        deficits_.assign(segment_.layout().num_rows() * 32, 0);
-        for (std::size_t i = 0; i < gaps.size(); ++i) {
-            deficits_[i] = static_cast<std::uint8_t>(std::min(255.0, gaps[i] * scale));
-        }
-    }
-
-    // Items of num_groups groups, at most kBlock / kGroup, that may reach the floor of find_deficits; bits in masks_.
-    std::size_t find_masks(std::uint32_t first_group, std::uint32_t num_groups) {
-        const std::uint32_t rows = segment_.layout().num_rows();
-        const std::uint8_t* planes = segment_.planes().data() + static_cast<std::size_t>(first_group) * rows * kGroup;
-        masks_.resize(kBlock / kGroup);
-        return kernel().deficit_masks(planes, num_groups, rows, deficits_.data(), masks_.data());
-    }
-
-    // Looks for a floor that a few more items of a sample may reach than it has a share in the k best.
-    double guess_floor(const std::vector<double>& gaps, double typical) {
-        const std::uint32_t num_groups = size_ / kGroup;
-        if (num_groups < 4 * kSampleChunks * kSampleGroups) return kLowest;
-        constexpr double kSample = kSampleChunks * kSampleGroups * kGroup;
-        const double wanted = std::max(4.0, 2 * kSample * static_cast<double>(found_.wanted()) / size_);
-        if (wanted > kSample / 16) return kLowest;
-        double least = 0, most = 1, guess = kLowest;  // of the way from the highest score to a typical one
-        for (int step = 0; step < 7; ++step) {
-            const double share = step ? (least + most) / 2 : 1;
-            const double floor = query_.sum_of_highest() - share * typical;
-            find_deficits(gaps, floor);
-            std::size_t count = 0;
-            for (std::uint32_t chunk = 0; chunk < kSampleChunks; ++chunk) {
-                count += find_masks(chunk * (num_groups / kSampleChunks), kSampleGroups);
-            }
-            if (trace_) trace_->num_bounded += static_cast<std::uint64_t>(kSample);
-            if (static_cast<double>(count) >= wanted) most = share, guess = floor;
-            else if (step == 0) return kLowest;
-            else least = share;
-        }
-        return guess;
-    }
-
-    // Scores the items that may reach the floor or, if it is higher, a guess at it. False if the guess rules out too
-    // little: then not all were looked at. Without a guess blocks of which little is ruled out are scanned.
-    bool bound_blocks(const std::vector<double>& gaps, double guess) {
-        std::uint32_t position = 0, blocks_to_scan = 0;
-        std::uint64_t num_passed = 0;
-        double deficits_for = kNever;
-        while (position < size_) {
-            const bool is_scan = guess == kLowest && (!found_.full() || blocks_to_scan);
-            const std::uint32_t end = std::min(position + (is_scan && !blocks_to_scan ? kSeedStep : kBlock), size_);
-            if (is_scan) {
-                blocks_to_scan -= blocks_to_scan > 0;
-                scan(position, end);
-                position = end;
-                continue;
-            }
-            const double floor = std::max(guess, static_cast<double>(found_.floor()));
-            if (query_.sum_of_highest() - floor + query_.slack() < 0) return true;
-            if (floor != deficits_for) find_deficits(gaps, floor);
-            deficits_for = floor;
-            const std::uint32_t num_groups = (end - position + kGroup - 1) / kGroup;
-            const std::size_t num_left = find_masks(position / kGroup, num_groups);
-            if (trace_) trace_->num_bounded += end - position;
-            num_passed += num_left;
-            if (guess != kLowest && num_passed > 4096 + position / 32) return false;
-            if (num_left > kBlock / 8) {
-                // Where bounds rule out little they only cost: this block is scanned, and so are a few more.
-                blocks_to_scan = kScannedBlocks;
-                continue;
-            }
-            for (std::uint32_t group = 0; group < num_groups; ++group) {
-                for (std::uint32_t mask = masks_[group]; mask; mask &= mask - 1) {
-                    const std::uint32_t item = position + group * kGroup + static_cast<std::uint32_t>(std::countr_zero(mask));
-                    if (item < end) positions_.push_back(item);  // the last group may have empty places
-                }
-            }
-            if (trace_) trace_->num_scored += positions_.size();
-            score_positions();
-            position = end;
-        }
-        return true;
-    }
-
-    // --- choosing words
-
-    // Bound on items that have at most one chosen word in each set of `set_size` neighbouring books: by how much the
-    // best of the chosen words lifts a set above the books' best words left out.
-    double bound(const std::vector<std::uint32_t>& counts, std::uint32_t set_size) {
-        double sum = 0;
-        for (std::uint32_t first = 0; first < counts.size(); first += set_size) {
-            double lift = 0;
-            const std::uint32_t last = std::min<std::uint32_t>(first + set_size, static_cast<std::uint32_t>(counts.size()));
-            for (std::uint32_t m = first; m < last; ++m) {
-                const double left_out = query_.ranked(m, counts[m]).value;
-                sum += left_out;
-                lift = std::max(lift, query_.highest(m) - left_out);
-            }
-            sum += lift;
-        }
-        return sum;
-    }
-
-    // Chooses words, the highest entries first, until items with at most one of them in each set are ruled out; then
-    // leaves out the books that can be. `cost` tells what a choice costs. False if that costs more than `limit`.
-    template <class Cost>
-    bool choose(std::uint32_t set_size, double limit, Choice& choice, Cost&& cost) {
-        const std::uint32_t books = query_.num_books();
-        choice.counts.assign(books, 0);
-        while (!proven(bound(choice.counts, set_size))) {
-            std::uint32_t book = books;
-            for (std::uint32_t m = 0; m < books; ++m) {
-                if (choice.counts[m] + 1 >= query_.num_words()) continue;
-                if (book == books || query_.ranked(m, choice.counts[m]).value > query_.ranked(book, choice.counts[book]).value) {
-                    book = m;
-                }
-            }
-            if (book == books) return false;
-            ++choice.counts[book];
-            if (cost(choice.counts) > limit) return false;
-        }
-        for (;;) {
-            double best = cost(choice.counts);
-            std::uint32_t spare = books;
-            for (std::uint32_t m = 0; m < books; ++m) {
-                if (!choice.counts[m]) continue;
-                auto fewer = choice.counts;
-                fewer[m] = 0;
-                if (!proven(bound(fewer, set_size))) continue;
-                if (const double saved = cost(fewer); saved < best) best = saved, spare = m;
-            }
-            if (spare == books) break;
-            choice.counts[spare] = 0;
-        }
-        return true;
-    }
-
-    // --- cells
-
-    // Takes cells until there are k hits, or `limit` is spent.
-    void seed(CellOrder& order, double limit) {
-        double spent = 0;
-        Cell cell;
-        while (!found_.full() && spent < limit && order.take(item_cost_, cell)) {
-            spent += kCellCost + item_cost_ * (cell.end - cell.begin);
-            visit({cell});
-            seen_.push_back(cell);
-        }
-    }
-
-    // The cell of the two best words of every pair.
-    double list_best_cells(std::vector<Cell>& cells) {
-        return list_cells(std::vector<std::uint32_t>(query_.num_books(), 1), segment_.layout().clique, cells);
-    }
-
-    double plan_cells(CellOrder order, double limit, std::vector<Cell>& cells) {
-        double cost = 0;
-        Cell cell;
-        cells.clear();
-        while (!proven(order.bound())) {
-            if (cost > limit || !order.take(item_cost_, cell)) return kNever;
-            cost += kChoiceCost + kCellCost + item_cost_ * (cell.end - cell.begin);
-            cells.push_back(cell);
-        }
-        return cost;
-    }
-
-    double plan_cover(double limit, std::vector<Cell>& cells) {
-        double best = kNever;
-        const double average = kCellCost + item_cost_ * size_ / query_.num_words() / query_.num_words();
-        // Large sets rule out most and come first: they are cheap wherever the hits stand out.
-        for (std::uint32_t set_size = segment_.layout().clique; set_size >= 2; set_size /= 2) {
-            Choice choice;
-            const auto cost = [&](const std::vector<std::uint32_t>& counts) {
-                double num_cells = 0;
-                for (std::uint32_t first = 0; first < counts.size(); first += set_size) {
-                    double sum = 0, squares = 0;
-                    for (std::uint32_t m = first; m < std::min<std::size_t>(first + set_size, counts.size()); ++m) {
-                        sum += counts[m];
-                        squares += static_cast<double>(counts[m]) * counts[m];
-                    }
-                    num_cells += (sum * sum - squares) / 2;
-                }
-                return num_cells * average;
-            };
-            if (!choose(set_size, std::min(limit, best), choice, cost)) continue;
-            std::vector<Cell> own;
-            const double exact = list_cells(choice.counts, set_size, own);
-            if (exact < best) best = exact, cells = std::move(own);
-        }
-        return best;
-    }
-
-    double list_cells(const std::vector<std::uint32_t>& counts, std::uint32_t set_size, std::vector<Cell>& cells) {
-        const auto books = static_cast<std::uint32_t>(counts.size());
-        double cost = 0;
-        for (std::uint32_t a = 0; a < books; ++a) {
-            for (std::uint32_t b = a + 1; b < std::min(a / set_size * set_size + set_size, books); ++b) {
-                if (!counts[a] || !counts[b]) continue;
-                const PairCells* pair = segment_.pair(a, b);
-                for (std::uint32_t i = 0; i < counts[a]; ++i) {
-                    const std::uint32_t first = query_.ranked(a, i).word * query_.num_words();
-                    for (std::uint32_t j = 0; j < counts[b]; ++j) {
-                        const std::uint32_t number = first + query_.ranked(b, j).word;
-                        const auto [begin, end] = segment_.cell(*pair, number);
-                        if (begin == end || was_seen(pair, number)) continue;
-                        cells.push_back({pair, number, begin, end});
-                        cost += kCellCost + item_cost_ * (end - begin);
-                    }
-                }
-            }
-        }
-        return cost;
-    }
-
-    bool was_seen(const PairCells* pair, std::uint32_t number) const {
-        return seen_.size() <= 64 && std::any_of(seen_.begin(), seen_.end(), [&](const Cell& cell) {
-                   return cell.pair == pair && cell.number == number;
-               });
-    }
-
-    void visit(const std::vector<Cell>& cells) {
-        for (const Cell& cell : cells) {
-            if (!cell.pair->is_implicit()) prefetch(cell.pair->positions.data() + 3 * static_cast<std::size_t>(cell.begin));
-            else prefetch(segment_.code(cell.begin));
-        }
-        for (const Cell& cell : cells) {
-            if (cell.pair->is_implicit()) {
-                scan(cell.begin, cell.end);
-                continue;
-            }
-            for (std::uint32_t place = cell.begin; place < cell.end; ++place) {
-                positions_.push_back(cell.pair->position(place));
-            }
-        }
-        if (trace_) trace_->num_cells += cells.size(), trace_->num_scored += positions_.size();
-        score_positions();
-    }
-
-    void score_positions() {
-        const std::size_t count = positions_.size();
-        for (std::uint32_t position : positions_) {
-            if (position >= size_) throw CorruptError("a cell of an index names an item that does not exist");
-        }
-        for (std::size_t i = 0; i < std::min(kAhead, count); ++i) prefetch(segment_.code(positions_[i]));
-        for (std::size_t i = 0; i < count; ++i) {
-            if (i + kAhead < count) prefetch(segment_.code(positions_[i + kAhead]));
-            offer(query_.score(segment_.code(positions_[i])), positions_[i]);
-        }
-        positions_.clear();
-    }
-
-    // --- lists
-
-    Choice plan_lists(double limit) {
-        Choice choice;
-        const double blocks = kBlockCost * segment_.num_blocks();
-        const auto cost = [&](const std::vector<std::uint32_t>& counts) {
-            double words = 0;
-            for (std::uint32_t count : counts) words += count;
-            return blocks + words * kPostingCost * size_ / query_.num_words();
+    // Looks into cells until the cheapest plan is known. True if the answer is proven.
+    bool look_up_cells() {
+        CellOrder order(group_, query_, shares_, look_up_);
+        CellOrder::Steps taken = order.none(), steps = order.none();
+        std::vector<Cell> best = cells_of(query_, Choice(query_.num_books(), 1), group_.layout.clique, true);
+        const double best_cost = cost_of(group_, best, look_up_);
+        const double most = cost(Plan::kScan) / 4;
+        const auto find_first = [&](double limit) {
+            while (!found_.full() && order.cost(taken) < limit && order.advance(steps, limit)) take(order, taken, steps);
+            return scorer_.proven(order.bound(taken));
         };
-        // Items with a single chosen word are so many that they must be ruled out.
-        if (choose(query_.num_books(), limit, choice, cost)) {
-            choice.cost = cost(choice.counts);
-            return choice;
+        if (find_first(best_cost / 4)) return trace(Plan::kCells), true;
+        const bool may_prove = wants(Plan::kCells) && scorer_.proven(order.least_bound());
+        if (may_prove && plan_cells(order, taken, best_cost / 4, steps) < kNever) {
+            take(order, taken, steps);
+            return trace(Plan::kCells), true;
         }
-        // The hits found so far are not good enough to rule them out. Where items with two best words are far above all
-        // those with one, guess that there are k of them.
-        choice.counts.assign(query_.num_books(), 1);
-        choice.guess = bound(choice.counts, query_.num_books()) + query_.slack();
-        const double lift = (query_.sum_of_highest() - query_.sum_of_means()) / query_.num_books();
-        if (query_.sum_of_means() + 2 * lift > choice.guess) choice.cost = 1.5 * cost(choice.counts);
-        return choice;
+        // The first k hits are seldom the best, and with better ones plans are cheaper.
+        const bool has_best = best_cost >= most;
+        if (!has_best) visit(group_, best, scorer_);
+        steps = taken;
+        if (find_first(most)) return trace(Plan::kCells), true;
+        if (!found_.full()) return false;
+
+        std::vector<Cell> cover;
+        const auto plan_cover = [&] {
+            if (!wants(Plan::kCover)) return;
+            cost(Plan::kCover) = opqn::plan_cover(group_, scorer_, shares_, look_up_, has_best, limit(), cover);
+        };
+        plan_cover();
+        if (only_ != Plan::kNumPlans || limit() > kWorthThinking) {
+            if (only_ == Plan::kNumPlans && cost(Plan::kBounds) < kNever) {
+                cost(Plan::kScan) = ScanWalk(group_, scorer_).cost(shares_);
+                cost(Plan::kBounds) = BoundsWalk(group_, scorer_).cost(cost(Plan::kScan));
+                invest(order, taken);
+                plan_cover();
+            }
+            if (wants(Plan::kLists)) plan_lists();
+            if (wants(Plan::kCells)) cost(Plan::kCells) = plan_cells(order, taken, limit(), steps);
+        }
+        const Plan plan = choice();
+        if (plan != Plan::kCells && plan != Plan::kCover) return false;
+        note_choice();
+        trace(plan);
+        if (plan == Plan::kCells) take(order, taken, steps);
+        else visit(group_, cover, scorer_);
+        return true;
     }
 
-    struct List {
-        std::uint32_t book, word;
-        double lift;  // above the best word left out of its book
-    };
-
-    void walk_lists(const Choice& choice) {
-        double left_out = 0, lifts = 0;
-        std::vector<List> lists;
-        for (std::uint32_t m = 0; m < query_.num_books(); ++m) {
-            const double rest = query_.ranked(m, choice.counts[m]).value;
-            left_out += rest;
-            lifts += query_.highest(m) - rest;
-            for (std::uint32_t i = 0; i < choice.counts[m]; ++i) {
-                const Word word = query_.ranked(m, i);
-                lists.push_back({m, word.word, word.value - rest});
+    // Where all plans are costly, visits some more cells: hits that are found there may make them cheap.
+    void invest(CellOrder& order, CellOrder::Steps& taken) {
+        CellOrder::Steps steps;
+        for (int i = 0; i < kMostInvestments && limit() > kWorthInvesting; ++i) {
+            const double needed = plan_cells(order, taken, kPromising * limit(), steps);
+            if (i ? needed == kNever || needed < limit() : needed < kInvested * limit()) return;
+            steps = taken;
+            const double amount = kInvested * limit(), paid = order.cost(taken);
+            while (order.cost(steps) - paid < amount) {
+                if (!order.advance(steps, amount)) return;
             }
-        }
-        // An item adds at most one list of each book, so counters end at 255.
-        const double scale = (255 - query_.num_books()) / std::max(lifts, 1e-300);
-        std::vector<std::uint8_t> weights;
-        for (const List& list : lists) weights.push_back(static_cast<std::uint8_t>(std::ceil(list.lift * scale)));
-        std::vector<std::uint8_t> counters(kBlock, 0);
-        std::vector<std::uint16_t> met(kBlock + 1);
-        const std::uint32_t num_blocks = segment_.num_blocks();
-        if (trace_) trace_->num_lists += lists.size();
-        for (std::uint32_t block = 0; block < num_blocks; ++block) {
-            const double floor = std::max(static_cast<double>(found_.floor()), choice.guess);
-            const double needed = std::ceil((floor - query_.slack() - left_out) * scale * (1 - 1e-9));
-            if (needed > 255) return;
-            const auto threshold = static_cast<std::uint32_t>(std::max(1.0, needed));
-            const std::uint16_t* postings = segment_.postings(block);
-            std::size_t num_met = 0, num_postings = 0;
-            for (std::size_t l = 0; l < lists.size(); ++l) {
-                const auto [begin, end] = segment_.list(block, lists[l].book, lists[l].word);
-                const std::uint32_t weight = weights[l];
-                num_postings += end - begin;
-                for (std::uint32_t place = begin; place < end; ++place) {
-                    const std::uint32_t item = postings[place] & (kBlock - 1);
-                    const std::uint32_t before = counters[item];
-                    const std::uint32_t sum = before + weight;
-                    counters[item] = static_cast<std::uint8_t>(sum);
-                    met[num_met] = static_cast<std::uint16_t>(item);
-                    num_met += (sum >= threshold) & (before < threshold) & (num_met < kBlock);
-                }
-            }
-            const std::uint32_t first = block * kBlock;
-            for (std::size_t i = 0; i < num_met; ++i) {
-                if (first + met[i] >= size_) throw CorruptError("a list of an index names an item that does not exist");
-                positions_.push_back(first + met[i]);
-            }
-            if (trace_) trace_->num_postings += num_postings, trace_->num_scored += num_met;
-            score_positions();
-            if (num_postings > kBlock / 16) {
-                std::fill(counters.begin(), counters.end(), 0);
-            } else {
-                for (const List& list : lists) {
-                    const auto [begin, end] = segment_.list(block, list.book, list.word);
-                    for (std::uint32_t place = begin; place < end; ++place) counters[postings[place] & (kBlock - 1)] = 0;
-                }
-            }
+            if (order.cost(steps) - paid > 2 * amount) return;
+            take(order, taken, steps);
         }
     }
 
-    const Segment& segment_;
+    // Always false: lists have to be gone through.
+    bool plan_lists() {
+        if (!group_.layout.has_lists || !found_.full()) return false;
+        lists_ = std::make_unique<ListsWalk>(group_, scorer_, shares_, limit());
+        cost(Plan::kLists) = lists_->cost();
+        return false;
+    }
+
+    Plan choice() {
+        return only_ == Plan::kNumPlans || cost(only_) == kNever ? cheapest() : only_;
+    }
+
+    void note_choice() {
+        if (scorer_.trace) scorer_.trace->costs = costs_, scorer_.trace->floor_at_choice = found_.floor();
+    }
+
+    // Begins a walk. True if it was over at once.
+    bool choose() {
+        plan_ = choice();
+        note_choice();
+        trace(plan_);
+        if (plan_ == Plan::kAllowed) {
+            for (const Part& part : group_.parts) scorer_.score_allowed(part);
+            return true;
+        }
+        if (plan_ == Plan::kLists) {
+            walk_ = std::move(lists_);
+        } else if (plan_ == Plan::kBounds) {
+            auto bounds = std::make_unique<BoundsWalk>(group_, scorer_);
+            // Cells would have found good hits already.
+            if (group_.layout.clique == 0) bounds->guess_floor();
+            walk_ = std::move(bounds);
+        } else {
+            walk_ = std::make_unique<ScanWalk>(group_, scorer_);
+        }
+        return false;
+    }
+
+    const Group& group_;
     Query& query_;
-    const Mask& mask_;
     Collector& found_;
-    Trace* trace_;
-    std::uint32_t size_;
-    double item_cost_;
-    std::array<const float*, 64> rows_{};
-    std::vector<Cell> seen_;
-    std::vector<std::uint32_t> positions_;
-    std::vector<std::uint8_t> deficits_;
-    std::vector<std::uint32_t> masks_;
+    Plan only_;
+    Scorer scorer_;
+    LookUpCosts look_up_;
+    Shares shares_;
+    Costs costs_;
+    Plan plan_ = Plan::kNumPlans;
+    std::unique_ptr<Walk> walk_;
+    std::unique_ptr<ListsWalk> lists_;
 };
+
+// One pass over the items for all of these. Leaves those that have to go through them once more, with another plan.
+void walk_together(const Group& group, std::vector<std::unique_ptr<Search>>& searches) {
+    std::vector<Search*> walking;
+    for (const auto& search : searches) walking.push_back(search.get());
+    std::vector<Search*> failed;
+    const auto is_over = [&](Search* search, Walk::State state) {
+        if (state == Walk::State::kFailed) failed.push_back(search);
+        return state != Walk::State::kGoesOn;
+    };
+    for (const Part& part : group.parts) {
+        const std::uint32_t size = part.segment->size();
+        for (std::uint32_t begin = 0; begin < size && !walking.empty(); begin += kBlock) {
+            const std::uint32_t end = std::min(begin + kBlock, size);
+            std::erase_if(walking, [&](Search* search) { return is_over(search, search->walk().step(part, begin, end)); });
+        }
+    }
+    for (Search* search : walking) is_over(search, search->walk().finish());
+    std::erase_if(searches, [&](const std::unique_ptr<Search>& search) {
+        return std::find(failed.begin(), failed.end(), search.get()) == failed.end() || search->start_another();
+    });
+}
 
 }  // namespace
 
-const char* name_of(Plan plan) {
-    switch (plan) {
-        case Plan::kScan: return "scan";
-        case Plan::kBounds: return "bounds";
-        case Plan::kLists: return "lists";
-        case Plan::kCells: return "cells";
-        case Plan::kCover: return "cover";
-        case Plan::kAllowed: return "allowed";
-        default: return "any";
+void search(const std::vector<Group>& groups, std::vector<Job>& jobs, Plan only, Scratch& scratch) {
+    for (const Group& group : groups) {
+        std::vector<std::unique_ptr<Search>> searches;
+        for (Job& job : jobs) {
+            auto search = std::make_unique<Search>(group, job, only, scratch);
+            if (!search->look_up()) searches.push_back(std::move(search));
+        }
+        while (!searches.empty()) walk_together(group, searches);
     }
-}
-
-void search(const Segment& segment, Query& query, const Mask& mask, Collector& found, Plan only, Trace* trace) {
-    Search(segment, query, mask, found, trace).run(only);
 }
 
 }  // namespace opqn

@@ -56,13 +56,38 @@ std::size_t Segment::num_bytes() const { return num_bytes_; }
 
 namespace {
 
-// Counts items of each cell of words (a, b) and turns the counts into starts: (K * K + 1,).
-void count_cells(const std::uint8_t* codes, std::uint32_t size, const Layout& layout, std::uint32_t a, std::uint32_t b,
-                 std::span<std::uint32_t> starts) {
-    std::fill(starts.begin(), starts.end(), 0);
-    const std::size_t stride = layout.num_books;
-    for (std::uint32_t i = 0; i < size; ++i) ++starts[codes[i * stride + a] * layout.num_words + codes[i * stride + b] + 1];
-    std::partial_sum(starts.begin(), starts.end(), starts.begin());
+// How many items have each word of each book: (M, K).
+std::vector<std::uint32_t> count_all_words(const std::uint8_t* codes, std::uint32_t size, const Layout& layout) {
+    std::vector<std::uint32_t> counts(layout.num_books * layout.num_words);
+    for (std::uint32_t i = 0; i < size; ++i, codes += layout.num_books) {
+        for (std::uint32_t m = 0; m < layout.num_books; ++m) ++counts[m * layout.num_words + codes[m]];
+    }
+    return counts;
+}
+
+// Sorts items by their cell of words (a, b), those of a cell by position: fills starts (K * K + 1,) and calls
+// put(place, position) for each item. Sorting by one word after the other writes to K places at a time, which a cache
+// can hold, and not to K * K.
+template <class Put>
+void sort_by_cell(const std::uint8_t* codes, std::uint32_t size, const Layout& layout, std::span<const std::uint32_t> counts,
+                  std::uint32_t a, std::uint32_t b, std::span<std::uint32_t> starts, Put&& put) {
+    static_assert(kMaxItems <= 1u << 24, "a position and a word share 32 bits");
+    const std::uint32_t words = layout.num_words;
+    std::vector<std::uint32_t> next(words), sorted(size);
+    std::exclusive_scan(counts.begin() + b * words, counts.begin() + (b + 1) * words, next.begin(), 0u);
+    const std::uint8_t* code = codes;
+    for (std::uint32_t i = 0; i < size; ++i, code += layout.num_books) {
+        sorted[next[code[b]]++] = static_cast<std::uint32_t>(code[a]) << 24 | i;
+    }
+    std::exclusive_scan(counts.begin() + a * words, counts.begin() + (a + 1) * words, next.begin(), 0u);
+    std::uint32_t place = 0;
+    for (std::uint32_t j = 0; j < words; ++j) {
+        for (std::uint32_t i = 0; i < words; ++i) starts[i * words + j] = next[i];
+        for (const std::uint32_t end = place + counts[b * words + j]; place < end; ++place) {
+            put(next[sorted[place] >> 24]++, sorted[place] & 0xFFFFFF);
+        }
+    }
+    starts[words * words] = size;
 }
 
 void store24(std::uint8_t* place, std::uint32_t value) {
@@ -100,17 +125,14 @@ std::shared_ptr<const Segment> Segment::build(const Layout& layout, const std::u
 
     segment->number_pairs();
     const std::size_t num_cells = layout.num_cells();
+    std::vector<std::uint32_t> counts;
     if (pairs.empty()) {
         for (std::uint32_t i = 0; i < size; ++i) place(i, i);
     } else {
         // Items are laid down in the order of the first pair's cells, which therefore need no positions.
+        counts = count_all_words(codes, size, layout);
         auto starts = segment->allocate<std::uint32_t>(num_cells + 1);
-        count_cells(codes, size, layout, pairs[0].first, pairs[0].second, starts);
-        std::vector<std::uint32_t> next(starts.begin(), starts.end() - 1);
-        for (std::uint32_t i = 0; i < size; ++i) {
-            const std::uint8_t* code = codes + i * books;
-            place(next[code[pairs[0].first] * layout.num_words + code[pairs[0].second]]++, i);
-        }
+        sort_by_cell(codes, size, layout, counts, pairs[0].first, pairs[0].second, starts, place);
         segment->pairs_[0].starts = starts;
     }
     segment->codes_ = own_codes;
@@ -127,13 +149,10 @@ std::shared_ptr<const Segment> Segment::build(const Layout& layout, const std::u
     }
     parallel_for(positions.size(), num_threads, [&](std::size_t number) {
         const auto [a, b] = pairs[number + 1];
-        count_cells(own_codes.data(), size, layout, a, b, starts[number]);
-        std::vector<std::uint32_t> next(starts[number].begin(), starts[number].end() - 1);
-        for (std::uint32_t i = 0; i < size; ++i) {
-            const std::uint8_t* code = own_codes.data() + i * books;
-            const std::uint32_t to = next[code[a] * layout.num_words + code[b]]++;
-            store24(positions[number].data() + 3 * static_cast<std::size_t>(to), i);
-        }
+        std::uint8_t* to = positions[number].data();
+        sort_by_cell(own_codes.data(), size, layout, counts, a, b, starts[number], [&](std::uint32_t place, std::uint32_t position) {
+            store24(to + 3 * static_cast<std::size_t>(place), position);
+        });
         positions[number].back() = 0;
     });
 
@@ -229,6 +248,24 @@ void Segment::make_order() const {
     order_.resize(size_);
     std::iota(order_.begin(), order_.end(), 0);
     std::sort(order_.begin(), order_.end(), [&](std::uint32_t a, std::uint32_t b) { return id(a) < id(b); });
+}
+
+void Segment::count_words() const {
+    const std::uint32_t words = layout_.num_words;
+    word_counts_.assign(static_cast<std::size_t>(layout_.num_books) * words, (size_ + words - 1) / words);
+    for (std::uint32_t a = 0; a + 1 < layout_.num_books; a += 2) {
+        const PairCells* cells = pair(a, a + 1);
+        if (!cells) continue;
+        std::uint32_t* counts = word_counts_.data() + a * words;
+        std::fill(counts, counts + 2 * words, 0);
+        for (std::uint32_t i = 0; i < words; ++i) {
+            for (std::uint32_t j = 0; j < words; ++j) {
+                const std::uint32_t count = cells->starts[i * words + j + 1] - cells->starts[i * words + j];
+                counts[i] += count;
+                counts[words + j] += count;
+            }
+        }
+    }
 }
 
 std::uint32_t Segment::find(std::int64_t id) const {

@@ -37,6 +37,7 @@ struct Layout {
         while ((num_words >> shift) > 16) ++shift;
         return shift;
     }
+    bool operator==(const Layout&) const = default;
     // The pairs (a, b), a < b, of each group of `clique` neighbouring books, in lexicographic order.
     std::vector<std::pair<std::uint32_t, std::uint32_t>> pairs() const;
 };
@@ -117,6 +118,12 @@ public:
         return {begin, end};
     }
 
+    // Items that have this word in this book; about as many, if the file is damaged or the book is in no pair.
+    std::uint32_t word_count(std::uint32_t book, std::uint32_t word) const {
+        std::call_once(words_counted_, [&] { count_words(); });
+        return word_counts_[book * layout_.num_words + word];
+    }
+
     std::size_t num_bytes() const;
 
 private:
@@ -124,6 +131,7 @@ private:
 
     void number_pairs();
     void make_order() const;
+    void count_words() const;
     std::size_t num_lists() const { return static_cast<std::size_t>(layout_.num_books) * layout_.num_words + 1; }
     std::uint32_t num_block_postings(std::uint32_t block) const {
         const std::uint32_t items = std::min(kBlock, size_ - block * kBlock);
@@ -150,6 +158,8 @@ private:
     std::vector<std::int32_t> pair_numbers_;      // (M * M,)
     std::vector<std::shared_ptr<void>> memory_;   // what the arrays lie in
     std::size_t num_bytes_ = 0;
+    mutable std::once_flag words_counted_;
+    mutable std::vector<std::uint32_t> word_counts_;  // (M * K,), made when first needed
     mutable std::once_flag order_made_;
     // Made when first needed: where ids lie close together one more than the position of each id from first_id_ on, or 0;
     // else positions by ascending id, (n,).

@@ -78,23 +78,38 @@ bool same(const std::vector<Hit>& a, const std::vector<Hit>& b) {
                       [](const Hit& x, const Hit& y) { return x.score == y.score && x.id == y.id; });
 }
 
-std::vector<Hit> find(const Segment& segment, const Case& drawn, Plan plan) {
-    Query query(drawn.table.data(), drawn.layout.num_books, drawn.layout.num_words);
-    Collector found = Collector::best(drawn.k);
-    search(segment, query, Mask(), found, plan, nullptr);
-    return found.take();
+// Hits of two queries that go together: the drawn one and one that scores the other way round.
+std::vector<std::vector<Hit>> find(const std::vector<const Segment*>& segments, const Case& drawn, Plan plan) {
+    std::vector<Part> parts;
+    for (const Segment* segment : segments) parts.push_back({segment, {}});
+    std::vector<float> other;
+    for (float value : drawn.table) other.push_back(1 - value);
+    std::vector<Trace> traces;
+    std::vector<Job> jobs;
+    for (const std::vector<float>* table : {&drawn.table, static_cast<const std::vector<float>*>(&other)}) {
+        jobs.push_back({Query(table->data(), drawn.layout.num_books, drawn.layout.num_words), Collector::best(drawn.k), &traces});
+    }
+    Scratch scratch;
+    search(Group::of(parts), jobs, plan, scratch);
+    std::vector<std::vector<Hit>> found;
+    for (Job& job : jobs) found.push_back(job.found.take());
+    return found;
 }
 
-bool plans_agree(const Case& drawn, const Segment& segment) {
+bool plans_agree(const Case& drawn, const Segment& segment, const Segment& first, const Segment& rest) {
     Query query(drawn.table.data(), drawn.layout.num_books, drawn.layout.num_words);
     const auto expected = sort_all(drawn, query);
+    const auto others = find({&segment}, drawn, Plan::kScan)[1];
     for (const Kernel& kernel : available_kernels()) {
         choose_kernel(kernel.name);
         for (int plan = 0; plan <= static_cast<int>(Plan::kNumPlans); ++plan) {
             if (static_cast<Plan>(plan) == Plan::kAllowed) continue;
-            if (!same(find(segment, drawn, static_cast<Plan>(plan)), expected)) {
-                std::printf("plan %s, kernel %s: other hits\n", name_of(static_cast<Plan>(plan)), kernel.name.c_str());
-                return false;
+            for (const auto& segments : {std::vector{&segment}, std::vector{&first, &rest}}) {
+                const auto found = find(segments, drawn, static_cast<Plan>(plan));
+                if (!same(found[0], expected) || !same(found[1], others)) {
+                    std::printf("plan %s, kernel %s: other hits\n", name_of(static_cast<Plan>(plan)), kernel.name.c_str());
+                    return false;
+                }
             }
         }
     }
@@ -122,7 +137,7 @@ void search_damaged(Random& random, const Case& drawn, const Segment& segment) {
         const auto damaged = Segment::from_arrays(drawn.layout, segment.size(), segment.first_id(), arrays, copies);
         for (int plan = 0; plan <= static_cast<int>(Plan::kNumPlans); ++plan) {
             try {
-                find(*damaged, drawn, static_cast<Plan>(plan));
+                find({damaged.get()}, drawn, static_cast<Plan>(plan));
             } catch (const CorruptError&) {
             }
         }
@@ -132,13 +147,13 @@ void search_damaged(Random& random, const Case& drawn, const Segment& segment) {
 }
 
 bool threads_agree(const Case& drawn, const Segment& segment) {
-    const auto expected = find(segment, drawn, Plan::kScan);
+    const auto expected = find({&segment}, drawn, Plan::kScan)[0];
     std::atomic<bool> agree{true};
     std::vector<std::thread> threads;
     for (int t = 0; t < 4; ++t) {
         threads.emplace_back([&] {
             for (int i = 0; i < 5; ++i) {
-                if (!same(find(segment, drawn, Plan::kNumPlans), expected)) agree = false;
+                if (!same(find({&segment}, drawn, Plan::kNumPlans)[0], expected)) agree = false;
                 if (drawn.size()) segment.find(drawn.ids[0]);
             }
         });
@@ -156,7 +171,12 @@ int main(int count, char** arguments) {
     for (int round = std::atoi(arguments[2]); round > 0; --round) {
         const Case drawn = draw(random);
         const auto segment = Segment::build(drawn.layout, drawn.codes.data(), drawn.ids.data(), drawn.size(), 2);
-        if (!plans_agree(drawn, *segment) || !threads_agree(drawn, *segment)) return 1;
+        const std::uint32_t cut = drawn.size() / 3;
+        const std::uint8_t* codes = drawn.codes.data();
+        const auto first = Segment::build(drawn.layout, codes, drawn.ids.data(), cut, 1);
+        const auto rest = Segment::build(drawn.layout, codes + cut * drawn.layout.num_books, drawn.ids.data() + cut,
+                                         drawn.size() - cut, 1);
+        if (!plans_agree(drawn, *segment, *first, *rest) || !threads_agree(drawn, *segment)) return 1;
         if (drawn.size()) search_damaged(random, drawn, *segment);
     }
     return 0;

@@ -1,0 +1,95 @@
+#include "scoring.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+namespace opqn {
+namespace {
+
+constexpr std::size_t kAhead = 24;  // items fetched ahead of the one being scored
+
+}  // namespace
+
+void Scorer::scan(const Part& part, std::uint32_t begin, std::uint32_t end) {
+    const std::uint32_t books = query.num_books(), words = query.num_words();
+    if (trace) trace->num_scored += end - begin;
+    if (books == 8 && words == 256) return scan_shape<8, 256>(part, begin, end);
+    if (books == 8 && words == 64) return scan_shape<8, 64>(part, begin, end);
+    if (books == 4 && words == 256) return scan_shape<4, 256>(part, begin, end);
+    if (books == 16 && words == 16) return scan_shape<16, 16>(part, begin, end);
+    scan_shape<0, 0>(part, begin, end);
+}
+
+// Numbers of books and words that are known to the compiler, or 0.
+template <std::uint32_t kBooks, std::uint32_t kWords>
+void Scorer::scan_shape(const Part& part, std::uint32_t begin, std::uint32_t end) {
+    constexpr std::uint32_t kAtOnce = 4;  // independent sums hide the latency of an addition
+    const std::uint32_t books = kBooks ? kBooks : query.num_books();
+    const std::uint32_t words = kWords ? kWords : query.num_words();
+    const float* const table = query.table();
+    const std::uint8_t* code = part.segment->code(begin);
+    float floor = found.floor();
+    std::int64_t floor_id = found.floor_id();
+    std::uint32_t position = begin;
+    for (; position + kAtOnce <= end; position += kAtOnce, code += kAtOnce * books) {
+        float sums[kAtOnce];
+        if constexpr (kBooks == 8) {
+            std::uint64_t packed[kAtOnce];  // a code in one load: loads are what a scan is short of
+            for (std::uint32_t i = 0; i < kAtOnce; ++i) {
+                std::memcpy(&packed[i], code + i * 8, 8);
+                sums[i] = table[packed[i] & 255];
+            }
+            for (std::uint32_t m = 1; m < 8; ++m) {
+                for (std::uint32_t i = 0; i < kAtOnce; ++i) sums[i] += table[m * words + (packed[i] >> (8 * m) & 255)];
+            }
+        } else {
+            for (std::uint32_t i = 0; i < kAtOnce; ++i) sums[i] = table[code[i * books]];
+            for (std::uint32_t m = 1; m < books; ++m) {
+                for (std::uint32_t i = 0; i < kAtOnce; ++i) sums[i] += table[m * words + code[i * books + m]];
+            }
+        }
+        if (std::max(std::max(sums[0], sums[1]), std::max(sums[2], sums[3])) < floor) continue;
+        for (std::uint32_t i = 0; i < kAtOnce; ++i) {
+            // Where all scores tie, as with a table of equal entries, ids decide, and nearly all are turned down here.
+            if (sums[i] > floor || (sums[i] == floor && part.segment->id(position + i) <= floor_id)) {
+                offer(part, sums[i], position + i);
+                floor = found.floor();
+                floor_id = found.floor_id();
+            }
+        }
+    }
+    for (; position < end; ++position, code += books) offer(part, query.score(code), position);
+}
+
+void Scorer::score_positions(const Part& part) {
+    auto& positions = scratch.positions;
+    const Segment& segment = *part.segment;
+    const std::size_t count = positions.size();
+    for (std::uint32_t position : positions) {
+        if (position >= segment.size()) throw CorruptError("an index names an item that does not exist");
+    }
+    for (std::size_t i = 0; i < std::min(kAhead, count); ++i) __builtin_prefetch(segment.code(positions[i]));
+    for (std::size_t i = 0; i < count; ++i) {
+        if (i + kAhead < count) __builtin_prefetch(segment.code(positions[i + kAhead]));
+        offer(part, query.score(segment.code(positions[i])), positions[i]);
+    }
+    if (trace) trace->num_scored += count;
+    positions.clear();
+}
+
+void Scorer::score_allowed(const Part& part) {
+    const std::uint32_t size = part.segment->size();
+    if (!part.mask.bits) return scan(part, 0, size);
+    if (trace) trace->num_scored += part.mask.num_set;
+    for (std::uint32_t first = 0; first < size; first += 64) {
+        std::uint64_t word = 0;
+        std::memcpy(&word, part.mask.bits + first / 8, std::min(8u, (size - first + 7) / 8));
+        for (; word; word &= word - 1) {
+            const std::uint32_t position = first + static_cast<std::uint32_t>(std::countr_zero(word));
+            if (position < size) offer(part, query.score(part.segment->code(position)), position);
+        }
+    }
+}
+
+}  // namespace opqn

@@ -1,0 +1,52 @@
+// How plans score items and report them.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "group.hpp"
+#include "query.hpp"
+#include "topk.hpp"
+
+namespace opqn {
+
+// Memory that the searches of a thread use one after the other.
+struct Scratch {
+    std::vector<std::uint32_t> positions;
+    std::vector<std::uint32_t> masks;
+    std::vector<std::uint8_t> counters;  // all 0 between uses
+    std::vector<std::uint16_t> met;
+};
+
+class Scorer {
+public:
+    Scorer(Query& query, Collector& found, Scratch& scratch, Trace* trace)
+        : query(query), found(found), scratch(scratch), trace(trace) {}
+
+    Query& query;
+    Collector& found;
+    Scratch& scratch;
+    Trace* trace;  // may be null
+
+    // Whether items that score at most `bound`, but for rounding, cannot be among the hits.
+    bool proven(double bound) const { return found.full() && bound + query.slack() < found.floor(); }
+
+    // Scores the items [begin, end) of a part.
+    void scan(const Part& part, std::uint32_t begin, std::uint32_t end);
+    // Scores the items at scratch.positions, which is empty afterwards.
+    void score_positions(const Part& part);
+    // Scores the items of a part that may be found.
+    void score_allowed(const Part& part);
+
+private:
+    template <std::uint32_t kBooks, std::uint32_t kWords>
+    void scan_shape(const Part& part, std::uint32_t begin, std::uint32_t end);
+
+    void offer(const Part& part, float score, std::uint32_t position) {
+        if (score < found.floor() || !part.mask.allows(position)) return;
+        const Hit hit{score, part.segment->id(position)};
+        if (found.wants(hit)) found.offer(hit);
+    }
+};
+
+}  // namespace opqn
