@@ -30,7 +30,7 @@ double Shares::of(std::uint32_t book, std::uint32_t count) {
     const Segment& segment = *group_.parts.front().segment;
     while (sums.size() <= count) {
         const std::uint32_t word = query_.ranked(book, static_cast<std::uint32_t>(sums.size()) - 1).word;
-        sums.push_back(sums.back() + static_cast<double>(segment.word_count(book, word)) / segment.size());
+        sums.push_back(sums.back() + static_cast<double>(segment.word_count(book, word)) / segment.num_codes());
     }
     return sums[count];
 }
@@ -41,7 +41,7 @@ void visit(const Group& group, const std::vector<Cell>& cells, Scorer& scorer) {
         std::uint32_t begin, end;
     };
     std::vector<Range> ranges;
-    auto& positions = scorer.scratch.positions;
+    auto& numbers = scorer.scratch.numbers;
     for (const Part& part : group.parts) {
         const Segment& segment = *part.segment;
         ranges.clear();
@@ -64,10 +64,10 @@ void visit(const Group& group, const std::vector<Cell>& cells, Scorer& scorer) {
                 scorer.scan(part, begin, end);
                 continue;
             }
-            for (std::uint32_t place = begin; place < end; ++place) positions.push_back(pair->position(place));
-            if (positions.size() >= kGather) scorer.score_positions(part);
+            for (std::uint32_t place = begin; place < end; ++place) numbers.push_back(pair->position(place));
+            if (numbers.size() >= kGather) scorer.score_numbers(part);
         }
-        scorer.score_positions(part);
+        scorer.score_numbers(part);
     }
     if (scorer.trace) scorer.trace->num_cells += cells.size();
 }

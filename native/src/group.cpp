@@ -27,7 +27,8 @@ std::vector<Group> Group::of(const std::vector<Part>& parts) {
             group = groups.end() - 1;
         }
         group->parts.push_back(part);
-        group->size += part.segment->size();
+        group->size += part.segment->num_codes();
+        group->num_items += part.segment->size();
         group->num_allowed += part.num_allowed();
         group->num_blocks += part.segment->num_blocks();
     }

@@ -36,8 +36,9 @@ struct Part {
 struct Group {
     Layout layout;
     std::vector<Part> parts;
-    std::uint64_t size = 0;         // items
-    std::uint64_t num_allowed = 0;  // of them
+    std::uint64_t size = 0;         // codes
+    std::uint64_t num_items = 0;
+    std::uint64_t num_allowed = 0;  // of the items
     std::uint32_t num_blocks = 0;
 
     // Divides parts into groups; those with cells come first. Parts in which nothing may be found are left out.
@@ -50,8 +51,8 @@ struct Trace {
     std::uint64_t num_cells = 0;
     std::uint64_t num_lists = 0;
     std::uint64_t num_postings = 0;
-    std::uint64_t num_bounded = 0; // items whose bound was computed
-    std::uint64_t num_scored = 0;  // items whose score was computed
+    std::uint64_t num_bounded = 0; // codes whose bound was computed
+    std::uint64_t num_scored = 0;  // codes whose score was computed
     Costs costs{};                 // 0: not possible
     double floor_at_choice = 0;    // the score that an item had to reach when the plan was chosen
 };

@@ -149,7 +149,8 @@ nb::list explain(Segments segments, Masks masks, Tables tables, std::size_t k, c
             if (trace.costs[p] > 0 && std::isfinite(trace.costs[p])) costs[name_of(static_cast<Plan>(p))] = trace.costs[p] / 1000;
         }
         entry["num_segments"] = view.groups[i].parts.size();
-        entry["num_items"] = view.groups[i].size;
+        entry["num_items"] = view.groups[i].num_items;
+        entry["num_codes"] = view.groups[i].size;
         entry["plans"] = plans;
         entry["num_cells"] = trace.num_cells;
         entry["num_lists"] = trace.num_lists;

@@ -7,7 +7,7 @@
 namespace opqn {
 namespace {
 
-constexpr std::size_t kAhead = 24;  // items fetched ahead of the one being scored
+constexpr std::size_t kAhead = 24;  // codes fetched ahead of the one being scored
 
 }  // namespace
 
@@ -31,8 +31,8 @@ void Scorer::scan_shape(const Part& part, std::uint32_t begin, std::uint32_t end
     const std::uint8_t* code = part.segment->code(begin);
     float floor = found.floor();
     std::int64_t floor_id = found.floor_id();
-    std::uint32_t position = begin;
-    for (; position + kAtOnce <= end; position += kAtOnce, code += kAtOnce * books) {
+    std::uint32_t number = begin;
+    for (; number + kAtOnce <= end; number += kAtOnce, code += kAtOnce * books) {
         float sums[kAtOnce];
         if constexpr (kBooks == 8) {
             std::uint64_t packed[kAtOnce];  // a code in one load: loads are what a scan is short of
@@ -52,42 +52,48 @@ void Scorer::scan_shape(const Part& part, std::uint32_t begin, std::uint32_t end
         if (std::max(std::max(sums[0], sums[1]), std::max(sums[2], sums[3])) < floor) continue;
         for (std::uint32_t i = 0; i < kAtOnce; ++i) {
             // Where all scores tie, as with a table of equal entries, ids decide, and nearly all are turned down here.
-            if (sums[i] > floor || (sums[i] == floor && part.segment->id(position + i) <= floor_id)) {
-                offer(part, sums[i], position + i);
+            if (sums[i] > floor || (sums[i] == floor && part.segment->id(part.segment->items(number + i).first) <= floor_id)) {
+                offer(part, sums[i], number + i);
                 floor = found.floor();
                 floor_id = found.floor_id();
             }
         }
     }
-    for (; position < end; ++position, code += books) offer(part, query.score(code), position);
+    for (; number < end; ++number, code += books) offer(part, query.score(code), number);
 }
 
-void Scorer::score_positions(const Part& part) {
-    auto& positions = scratch.positions;
+void Scorer::score_numbers(const Part& part) {
+    auto& numbers = scratch.numbers;
     const Segment& segment = *part.segment;
-    const std::size_t count = positions.size();
-    for (std::uint32_t position : positions) {
-        if (position >= segment.size()) throw CorruptError("an index names an item that does not exist");
+    const std::size_t count = numbers.size();
+    for (std::uint32_t number : numbers) {
+        if (number >= segment.num_codes()) throw CorruptError("an index names a code that does not exist");
     }
-    for (std::size_t i = 0; i < std::min(kAhead, count); ++i) __builtin_prefetch(segment.code(positions[i]));
+    for (std::size_t i = 0; i < std::min(kAhead, count); ++i) __builtin_prefetch(segment.code(numbers[i]));
     for (std::size_t i = 0; i < count; ++i) {
-        if (i + kAhead < count) __builtin_prefetch(segment.code(positions[i + kAhead]));
-        offer(part, query.score(segment.code(positions[i])), positions[i]);
+        if (i + kAhead < count) __builtin_prefetch(segment.code(numbers[i + kAhead]));
+        offer(part, query.score(segment.code(numbers[i])), numbers[i]);
     }
     if (trace) trace->num_scored += count;
-    positions.clear();
+    numbers.clear();
 }
 
 void Scorer::score_allowed(const Part& part) {
-    const std::uint32_t size = part.segment->size();
-    if (!part.mask.bits) return scan(part, 0, size);
+    const Segment& segment = *part.segment;
+    if (!part.mask.bits) return scan(part, 0, segment.num_codes());
     if (trace) trace->num_scored += part.mask.num_set;
-    for (std::uint32_t first = 0; first < size; first += 64) {
+    std::uint32_t number = 0;
+    for (std::uint32_t first = 0; first < segment.size(); first += 64) {
         std::uint64_t word = 0;
-        std::memcpy(&word, part.mask.bits + first / 8, std::min(8u, (size - first + 7) / 8));
+        std::memcpy(&word, part.mask.bits + first / 8, std::min(8u, (segment.size() - first + 7) / 8));
         for (; word; word &= word - 1) {
             const std::uint32_t position = first + static_cast<std::uint32_t>(std::countr_zero(word));
-            if (position < size) offer(part, query.score(part.segment->code(position)), position);
+            if (position >= segment.size()) break;
+            while (segment.items(number).second <= position) {
+                if (++number == segment.num_codes()) throw CorruptError("an item of an index has no code");
+            }
+            const Hit hit{query.score(segment.code(number)), segment.id(position)};
+            if (found.wants(hit)) found.offer(hit);
         }
     }
 }

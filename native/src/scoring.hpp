@@ -12,7 +12,7 @@ namespace opqn {
 
 // Memory that the searches of a thread use one after the other.
 struct Scratch {
-    std::vector<std::uint32_t> positions;
+    std::vector<std::uint32_t> numbers;  // of codes
     std::vector<std::uint32_t> masks;
     std::vector<std::uint8_t> counters;  // all 0 between uses
     std::vector<std::uint16_t> met;
@@ -31,10 +31,10 @@ public:
     // Whether items that score at most `bound`, but for rounding, cannot be among the hits.
     bool proven(double bound) const { return found.full() && bound + query.slack() < found.floor(); }
 
-    // Scores the items [begin, end) of a part.
+    // Scores the codes [begin, end) of a part.
     void scan(const Part& part, std::uint32_t begin, std::uint32_t end);
-    // Scores the items at scratch.positions, which is empty afterwards.
-    void score_positions(const Part& part);
+    // Scores the codes scratch.numbers, which is empty afterwards.
+    void score_numbers(const Part& part);
     // Scores the items of a part that may be found.
     void score_allowed(const Part& part);
 
@@ -42,10 +42,16 @@ private:
     template <std::uint32_t kBooks, std::uint32_t kWords>
     void scan_shape(const Part& part, std::uint32_t begin, std::uint32_t end);
 
-    void offer(const Part& part, float score, std::uint32_t position) {
-        if (score < found.floor() || !part.mask.allows(position)) return;
-        const Hit hit{score, part.segment->id(position)};
-        if (found.wants(hit)) found.offer(hit);
+    // Reports the items of a code.
+    void offer(const Part& part, float score, std::uint32_t number) {
+        if (score < found.floor()) return;
+        const auto [begin, end] = part.segment->items(number);
+        for (std::uint32_t position = begin; position < end; ++position) {
+            if (!part.mask.allows(position)) continue;
+            const Hit hit{score, part.segment->id(position)};
+            if (!found.wants(hit)) return;  // those that follow have higher ids
+            found.offer(hit);
+        }
     }
 };
 

@@ -39,9 +39,9 @@ public:
     // Runs what looks items up. False if items have to be gone through instead, with walk().
     bool look_up() {
         cost(Plan::kScan) = ScanWalk::most_cost(group_);
-        if (group_.num_allowed < group_.size) {
+        if (group_.num_allowed < group_.num_items) {
             cost(Plan::kAllowed) = look_up_.item * static_cast<double>(group_.num_allowed) +
-                                   kMaskCost * static_cast<double>(group_.size);
+                                   kMaskCost * static_cast<double>(group_.num_items);
         }
         const bool can_reason = query_.is_finite();
         if (can_reason && group_.layout.has_planes) cost(Plan::kBounds) = BoundsWalk::least_cost(group_);
@@ -222,7 +222,7 @@ void walk_together(const Group& group, std::vector<std::unique_ptr<Search>>& sea
         return state != Walk::State::kGoesOn;
     };
     for (const Part& part : group.parts) {
-        const std::uint32_t size = part.segment->size();
+        const std::uint32_t size = part.segment->num_codes();
         for (std::uint32_t begin = 0; begin < size && !walking.empty(); begin += kBlock) {
             const std::uint32_t end = std::min(begin + kBlock, size);
             std::erase_if(walking, [&](Search* search) { return is_over(search, search->walk().step(part, begin, end)); });

@@ -96,6 +96,45 @@ void store24(std::uint8_t* place, std::uint32_t value) {
     place[2] = static_cast<std::uint8_t>(value >> 16);
 }
 
+// Positions in `codes` by code, then by id.
+std::vector<std::uint32_t> sort_items(const std::uint8_t* codes, const std::int64_t* ids, std::uint32_t size,
+                                      const Layout& layout, unsigned num_threads) {
+    const std::size_t books = layout.num_books;
+    // First by two words, without comparisons; then the items of each such cell.
+    const std::uint32_t second = books > 1 ? 1 : 0;
+    std::vector<std::uint32_t> order(size), starts(layout.num_cells() + 1);
+    sort_by_cell(codes, size, layout, count_all_words(codes, size, layout), 0, second, starts,
+                 [&](std::uint32_t place, std::uint32_t position) { order[place] = position; });
+    struct Key {
+        std::uint64_t words;  // of the next books, most significant first
+        std::uint32_t position;
+    };
+    const std::size_t first = second + 1, last = std::min(books, first + 8);
+    const auto comes_first = [&](const Key& x, const Key& y) {
+        if (x.words != y.words) return x.words < y.words;
+        if (last < books) {
+            const int rest = std::memcmp(codes + x.position * books + last, codes + y.position * books + last, books - last);
+            if (rest != 0) return rest < 0;
+        }
+        return ids[x.position] < ids[y.position];
+    };
+    parallel_for(layout.num_words, num_threads, [&](std::size_t word) {
+        std::vector<Key> keys;
+        for (std::size_t cell = word * layout.num_words; cell < (word + 1) * layout.num_words; ++cell) {
+            keys.clear();
+            for (std::uint32_t place = starts[cell]; place < starts[cell + 1]; ++place) {
+                const std::uint8_t* code = codes + order[place] * books;
+                std::uint64_t words = 0;
+                for (std::size_t m = first; m < last; ++m) words = words << 8 | code[m];
+                keys.push_back({words, order[place]});
+            }
+            std::sort(keys.begin(), keys.end(), comes_first);
+            for (std::size_t i = 0; i < keys.size(); ++i) order[starts[cell] + i] = keys[i].position;
+        }
+    });
+    return order;
+}
+
 }  // namespace
 
 std::shared_ptr<const Segment> Segment::build(const Layout& layout, const std::uint8_t* codes, const std::int64_t* ids,
@@ -105,70 +144,67 @@ std::shared_ptr<const Segment> Segment::build(const Layout& layout, const std::u
     segment->layout_ = layout;
     segment->size_ = size;
     const std::size_t books = layout.num_books;
-    const auto pairs = layout.pairs();
+    const auto order = sort_items(codes, ids, size, layout, num_threads);
+    const auto code_of = [&](std::uint32_t position) { return codes + order[position] * books; };
 
-    std::int64_t low = 0, high = 0;
-    if (size) {
-        const auto [smallest, largest] = std::minmax_element(ids, ids + size);
-        low = *smallest, high = *largest;
+    std::uint32_t num_distinct = 0;
+    std::int64_t low = size ? ids[0] : 0, high = low;
+    for (std::uint32_t i = 0; i < size; ++i) {
+        num_distinct += i == 0 || std::memcmp(code_of(i), code_of(i - 1), books) != 0;
+        low = std::min(low, ids[i]), high = std::max(high, ids[i]);
     }
-    const bool is_narrow = high - low <= 0xFFFFFFFF;
-    segment->first_id_ = low;
-    auto own_codes = segment->allocate<std::uint8_t>(size * books);
-    auto narrow = segment->allocate<std::uint32_t>(is_narrow ? size : 0);
-    auto wide = segment->allocate<std::int64_t>(is_narrow ? 0 : size);
-    const auto place = [&](std::uint32_t to, std::uint32_t from) {
-        std::memcpy(own_codes.data() + to * books, codes + from * books, books);
-        if (is_narrow) narrow[to] = static_cast<std::uint32_t>(ids[from] - low);
-        else wide[to] = ids[from];
-    };
-
-    segment->number_pairs();
-    const std::size_t num_cells = layout.num_cells();
-    std::vector<std::uint32_t> counts;
-    if (pairs.empty()) {
-        for (std::uint32_t i = 0; i < size; ++i) place(i, i);
-    } else {
-        // Items are laid down in the order of the first pair's cells, which therefore need no positions.
-        counts = count_all_words(codes, size, layout);
-        auto starts = segment->allocate<std::uint32_t>(num_cells + 1);
-        sort_by_cell(codes, size, layout, counts, pairs[0].first, pairs[0].second, starts, place);
-        segment->pairs_[0].starts = starts;
+    // Where hardly two items share a code it takes less to keep a code for each item.
+    const bool is_shared = num_distinct <= size / 4 * 3;
+    segment->num_codes_ = is_shared ? num_distinct : size;
+    auto own_codes = segment->allocate<std::uint8_t>(segment->num_codes_ * books);
+    auto starts = segment->allocate<std::uint32_t>(is_shared ? num_distinct + 1 : 0);
+    std::uint32_t number = 0;
+    for (std::uint32_t i = 0; i < size; ++i) {
+        if (is_shared && i > 0 && std::memcmp(code_of(i), code_of(i - 1), books) == 0) continue;
+        std::memcpy(own_codes.data() + number * books, code_of(i), books);
+        if (is_shared) starts[number] = i;
+        ++number;
     }
+    if (is_shared) starts[num_distinct] = size;
     segment->codes_ = own_codes;
-    segment->narrow_ids_ = narrow;
-    segment->wide_ids_ = wide;
+    segment->code_starts_ = starts;
 
-    std::vector<std::span<std::uint8_t>> positions;
-    std::vector<std::span<std::uint32_t>> starts;
-    for (std::size_t p = 1; p < pairs.size(); ++p) {
-        starts.push_back(segment->allocate<std::uint32_t>(num_cells + 1));
-        positions.push_back(segment->allocate<std::uint8_t>(3 * static_cast<std::size_t>(size) + 1));
-        segment->pairs_[p].starts = starts.back();
-        segment->pairs_[p].positions = positions.back();
+    segment->first_id_ = low;
+    if (high - low <= 0xFFFFFFFF) {
+        auto narrow = segment->allocate<std::uint32_t>(size);
+        for (std::uint32_t i = 0; i < size; ++i) narrow[i] = static_cast<std::uint32_t>(ids[order[i]] - low);
+        segment->narrow_ids_ = narrow;
+    } else {
+        auto wide = segment->allocate<std::int64_t>(size);
+        for (std::uint32_t i = 0; i < size; ++i) wide[i] = ids[order[i]];
+        segment->wide_ids_ = wide;
     }
-    parallel_for(positions.size(), num_threads, [&](std::size_t number) {
-        const auto [a, b] = pairs[number + 1];
-        std::uint8_t* to = positions[number].data();
-        sort_by_cell(own_codes.data(), size, layout, counts, a, b, starts[number], [&](std::uint32_t place, std::uint32_t position) {
-            store24(to + 3 * static_cast<std::size_t>(place), position);
-        });
-        positions[number].back() = 0;
-    });
-
+    segment->number_pairs();
+    if (!segment->pairs_.empty()) segment->build_pairs(num_threads);
     if (layout.has_planes) segment->build_planes();
-    if (layout.has_lists) {
-        const std::uint32_t blocks = segment->num_blocks();
-        auto list_starts = segment->allocate<std::uint32_t>(blocks * segment->num_lists());
-        auto postings = segment->allocate<std::uint16_t>(size * books);
-        parallel_for(blocks, num_threads, [&](std::size_t block) {
-            const auto number = static_cast<std::uint32_t>(block);
-            segment->build_lists(number, number + 1, list_starts, postings);
-        });
-        segment->list_starts_ = list_starts;
-        segment->postings_ = postings;
-    }
+    if (layout.has_lists) segment->build_lists(num_threads);
     return segment;
+}
+
+void Segment::build_pairs(unsigned num_threads) {
+    const auto pairs = layout_.pairs();
+    const auto counts = count_all_words(codes_.data(), num_codes_, layout_);
+    std::vector<std::span<std::uint32_t>> starts;
+    std::vector<std::span<std::uint8_t>> positions;
+    for (std::size_t p = 0; p < pairs.size(); ++p) {
+        starts.push_back(allocate<std::uint32_t>(layout_.num_cells() + 1));
+        // Codes lie in the order of the first pair's cells, which therefore need no positions.
+        positions.push_back(allocate<std::uint8_t>(p ? 3 * static_cast<std::size_t>(num_codes_) + 1 : 0));
+        pairs_[p] = {starts.back(), positions.back()};
+    }
+    parallel_for(pairs.size(), num_threads, [&](std::size_t p) {
+        std::uint8_t* to = positions[p].data();
+        sort_by_cell(codes_.data(), num_codes_, layout_, counts, pairs[p].first, pairs[p].second, starts[p],
+                     [&](std::uint32_t place, std::uint32_t number) {
+                         if (p) store24(to + 3 * static_cast<std::size_t>(place), number);
+                     });
+        if (p) positions[p].back() = 0;
+    });
 }
 
 void Segment::number_pairs() {
@@ -188,6 +224,7 @@ Segment::Arrays Segment::arrays() const {
         }
     };
     put("codes", codes_);
+    put("code_starts", code_starts_);
     put("narrow_ids", narrow_ids_);
     put("wide_ids", wide_ids_);
     put("planes", planes_);
@@ -219,11 +256,16 @@ std::shared_ptr<const Segment> Segment::from_arrays(const Layout& layout, std::u
         num_taken += found != arrays.end();
         segment->num_bytes_ += bytes.size();
     };
-    const std::size_t n = size, books = layout.num_books;
+    const std::size_t books = layout.num_books;
+    const auto found = arrays.find("code_starts");
+    const std::size_t n = found == arrays.end() ? size : found->second.size() / sizeof(std::uint32_t) - 1;
+    if (n > size || (size && n == 0)) throw CorruptError("a segment has not as many codes as items");
+    segment->num_codes_ = static_cast<std::uint32_t>(n);
     const bool is_narrow = !arrays.contains("wide_ids");
     take(segment->codes_, "codes", n * books);
-    take(segment->narrow_ids_, "narrow_ids", is_narrow ? n : 0);
-    take(segment->wide_ids_, "wide_ids", is_narrow ? 0 : n);
+    take(segment->code_starts_, "code_starts", found == arrays.end() ? 0 : n + 1);
+    take(segment->narrow_ids_, "narrow_ids", is_narrow ? size : 0);
+    take(segment->wide_ids_, "wide_ids", is_narrow ? 0 : size);
     take(segment->planes_, "planes", layout.has_planes ? (n + kGroup - 1) / kGroup * layout.num_rows() * kGroup : 0);
     take(segment->list_starts_, "list_starts", layout.has_lists ? segment->num_blocks() * segment->num_lists() : 0);
     take(segment->postings_, "postings", layout.has_lists ? n * books : 0);
@@ -252,7 +294,7 @@ void Segment::make_order() const {
 
 void Segment::count_words() const {
     const std::uint32_t words = layout_.num_words;
-    word_counts_.assign(static_cast<std::size_t>(layout_.num_books) * words, (size_ + words - 1) / words);
+    word_counts_.assign(static_cast<std::size_t>(layout_.num_books) * words, (num_codes_ + words - 1) / words);
     for (std::uint32_t a = 0; a + 1 < layout_.num_books; a += 2) {
         const PairCells* cells = pair(a, a + 1);
         if (!cells) continue;
@@ -282,11 +324,11 @@ std::uint32_t Segment::find(std::int64_t id) const {
 
 void Segment::build_planes() {
     const std::size_t rows = layout_.num_rows();
-    const std::size_t groups = (size_ + kGroup - 1) / kGroup;
+    const std::size_t groups = (num_codes_ + kGroup - 1) / kGroup;
     auto planes = allocate<std::uint8_t>(groups * rows * kGroup);
     std::fill(planes.begin(), planes.end(), 0);
     const std::uint32_t shift = layout_.nibble_shift();
-    for (std::uint32_t i = 0; i < size_; ++i) {
+    for (std::uint32_t i = 0; i < num_codes_; ++i) {
         std::uint8_t* group = planes.data() + i / kGroup * rows * kGroup + i % kGroup;
         const std::uint8_t* own = code(i);
         for (std::uint32_t m = 0; m < layout_.num_books; ++m) {
@@ -296,25 +338,27 @@ void Segment::build_planes() {
     planes_ = planes;
 }
 
-void Segment::build_lists(std::uint32_t first_block, std::uint32_t last_block, std::span<std::uint32_t> starts,
-                          std::span<std::uint16_t> postings) const {
-    std::vector<std::uint32_t> next(num_lists());
-    for (std::uint32_t block = first_block; block < last_block; ++block) {
-        const std::uint32_t begin = block * kBlock, end = std::min(begin + kBlock, size_);
-        auto own = starts.subspan(block * num_lists(), num_lists());
-        std::fill(own.begin(), own.end(), 0);
+void Segment::build_lists(unsigned num_threads) {
+    auto all_starts = allocate<std::uint32_t>(num_blocks() * num_lists());
+    auto postings = allocate<std::uint16_t>(static_cast<std::size_t>(num_codes_) * layout_.num_books);
+    parallel_for(num_blocks(), num_threads, [&](std::size_t block) {
+        const auto begin = static_cast<std::uint32_t>(block) * kBlock, end = std::min(begin + kBlock, num_codes_);
+        auto starts = all_starts.subspan(block * num_lists(), num_lists());
+        std::fill(starts.begin(), starts.end(), 0);
         for (std::uint32_t i = begin; i < end; ++i) {
-            for (std::uint32_t m = 0; m < layout_.num_books; ++m) ++own[m * layout_.num_words + code(i)[m] + 1];
+            for (std::uint32_t m = 0; m < layout_.num_books; ++m) ++starts[m * layout_.num_words + code(i)[m] + 1];
         }
-        std::partial_sum(own.begin(), own.end(), own.begin());
-        std::copy(own.begin(), own.end(), next.begin());
+        std::partial_sum(starts.begin(), starts.end(), starts.begin());
+        std::vector<std::uint32_t> next(starts.begin(), starts.end());
         std::uint16_t* to = postings.data() + static_cast<std::size_t>(begin) * layout_.num_books;
         for (std::uint32_t i = begin; i < end; ++i) {
             for (std::uint32_t m = 0; m < layout_.num_books; ++m) {
                 to[next[m * layout_.num_words + code(i)[m]]++] = static_cast<std::uint16_t>(i - begin);
             }
         }
-    }
+    });
+    list_starts_ = all_starts;
+    postings_ = postings;
 }
 
 }  // namespace opqn

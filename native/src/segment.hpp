@@ -42,10 +42,10 @@ struct Layout {
     std::vector<std::pair<std::uint32_t, std::uint32_t>> pairs() const;
 };
 
-// Items of one pair of books, by cell: the cell of words (i, j) is number i * K + j.
+// Codes by their words in one pair of books: the cell of words (i, j) is number i * K + j.
 struct PairCells {
     std::span<const std::uint32_t> starts;    // (K * K + 1,) where each cell begins
-    std::span<const std::uint8_t> positions;  // (3 n + padding,) 24-bit numbers; empty where item i is at position i
+    std::span<const std::uint8_t> positions;  // (3 U + 1,) 24-bit numbers of codes; empty where place i holds code i
 
     bool is_implicit() const { return positions.empty(); }
     std::uint32_t position(std::uint32_t place) const {
@@ -56,6 +56,8 @@ struct PairCells {
     }
 };
 
+// Items in the order of their codes; items of the same code, in the order of their ids. Where many share their codes each
+// code is kept once, with the items that have it; all other structures are about codes and know nothing of items.
 class Segment {
 public:
     Segment(const Segment&) = delete;
@@ -71,18 +73,27 @@ public:
     // used, so that a damaged file gives an error or a wrong hit, and never a read outside of the arrays.
     static std::shared_ptr<const Segment> from_arrays(const Layout& layout, std::uint32_t size, std::int64_t first_id,
                                                       const Arrays& arrays, std::shared_ptr<void> owner);
-    // codes, ids, planes, list_starts, postings, and for pair p: starts.p and positions.p. Empty ones are left out.
+    // codes, code_starts, narrow_ids or wide_ids, planes, list_starts, postings, and for pair p: starts.p and positions.p.
+    // Empty ones are left out.
     Arrays arrays() const;
 
-    std::uint32_t size() const { return size_; }
+    std::uint32_t size() const { return size_; }            // items, n
+    std::uint32_t num_codes() const { return num_codes_; }  // U
     const Layout& layout() const { return layout_; }
     std::int64_t first_id() const { return first_id_; }
 
     // The position of an item, or size() if there is none with this id.
     std::uint32_t find(std::int64_t id) const;
 
-    const std::uint8_t* code(std::uint32_t position) const {
-        return codes_.data() + static_cast<std::size_t>(position) * layout_.num_books;
+    const std::uint8_t* code(std::uint32_t number) const {
+        return codes_.data() + static_cast<std::size_t>(number) * layout_.num_books;
+    }
+    // Positions of the items that have a code.
+    std::pair<std::uint32_t, std::uint32_t> items(std::uint32_t number) const {
+        if (code_starts_.empty()) return {number, number + 1};
+        const std::uint32_t begin = code_starts_[number], end = code_starts_[number + 1];
+        if (begin >= end || end > size_) throw CorruptError("a code of an index has no items");
+        return {begin, end};
     }
     std::int64_t id(std::uint32_t position) const {
         // Unsigned, as the sum may be anything in a damaged file.
@@ -90,11 +101,11 @@ public:
         return wide_ids_[position];
     }
 
-    // (ceil(n / 32) * rows * 32,): see DeficitMasks.
+    // (ceil(U / 32) * rows * 32,): see DeficitMasks.
     std::span<const std::uint8_t> planes() const { return planes_; }
 
-    std::uint32_t num_blocks() const { return (size_ + kBlock - 1) / kBlock; }
-    // Places, in postings(), of the items of a block that have word `word` in book `book`.
+    std::uint32_t num_blocks() const { return (num_codes_ + kBlock - 1) / kBlock; }
+    // Places, in postings(), of the codes of a block that have word `word` in book `book`.
     std::pair<std::uint32_t, std::uint32_t> list(std::uint32_t block, std::uint32_t book, std::uint32_t word) const {
         const std::uint32_t* starts = list_starts_.data() + static_cast<std::size_t>(block) * num_lists();
         const std::uint32_t number = book * layout_.num_words + word;
@@ -102,7 +113,7 @@ public:
         if (begin > end || end > num_block_postings(block)) throw CorruptError("a list of an index runs backwards");
         return {begin, end};
     }
-    // Postings of a block: numbers of items in the block.
+    // Postings of a block: numbers of codes in the block.
     const std::uint16_t* postings(std::uint32_t block) const {
         return postings_.data() + static_cast<std::size_t>(block) * kBlock * layout_.num_books;
     }
@@ -114,11 +125,11 @@ public:
     }
     std::pair<std::uint32_t, std::uint32_t> cell(const PairCells& pair, std::uint32_t number) const {
         const std::uint32_t begin = pair.starts[number], end = pair.starts[number + 1];
-        if (begin > end || end > size_) throw CorruptError("a cell of an index runs backwards");
+        if (begin > end || end > num_codes_) throw CorruptError("a cell of an index runs backwards");
         return {begin, end};
     }
 
-    // Items that have this word in this book; about as many, if the file is damaged or the book is in no pair.
+    // Codes that have this word in this book; about as many, if the file is damaged or the book is in no pair.
     std::uint32_t word_count(std::uint32_t book, std::uint32_t word) const {
         std::call_once(words_counted_, [&] { count_words(); });
         return word_counts_[book * layout_.num_words + word];
@@ -134,26 +145,27 @@ private:
     void count_words() const;
     std::size_t num_lists() const { return static_cast<std::size_t>(layout_.num_books) * layout_.num_words + 1; }
     std::uint32_t num_block_postings(std::uint32_t block) const {
-        const std::uint32_t items = std::min(kBlock, size_ - block * kBlock);
-        return items * layout_.num_books;
+        const std::uint32_t codes = std::min(kBlock, num_codes_ - block * kBlock);
+        return codes * layout_.num_books;
     }
 
     template <class T>
     std::span<T> allocate(std::size_t count);
 
+    void build_pairs(unsigned num_threads);
     void build_planes();
-    void build_lists(std::uint32_t first_block, std::uint32_t last_block, std::span<std::uint32_t> starts,
-                     std::span<std::uint16_t> postings) const;
+    void build_lists(unsigned num_threads);
 
     Layout layout_{};
-    std::uint32_t size_ = 0;
+    std::uint32_t size_ = 0, num_codes_ = 0;
     std::int64_t first_id_ = 0;
-    std::span<const std::uint8_t> codes_;         // (n * M,)
+    std::span<const std::uint8_t> codes_;         // (U * M,)
+    std::span<const std::uint32_t> code_starts_;  // (U + 1,) where a code's items begin; empty where each has one
     std::span<const std::uint32_t> narrow_ids_;   // (n,) less first_id_, or empty
     std::span<const std::int64_t> wide_ids_;      // (n,) where ids lie too far apart, or empty
     std::span<const std::uint8_t> planes_;
     std::span<const std::uint32_t> list_starts_;  // (blocks * (M * K + 1),) counted from the block's first posting
-    std::span<const std::uint16_t> postings_;     // (n * M,)
+    std::span<const std::uint16_t> postings_;     // (U * M,)
     std::vector<PairCells> pairs_;
     std::vector<std::int32_t> pair_numbers_;      // (M * M,)
     std::vector<std::shared_ptr<void>> memory_;   // what the arrays lie in

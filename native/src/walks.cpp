@@ -166,9 +166,9 @@ double BoundsWalk::sample(std::size_t& count) {
     count = 0;
     double size = 0;
     for (const Part& part : group_.parts) {
-        const std::uint32_t num_groups = part.segment->size() / kGroup;
+        const std::uint32_t num_groups = part.segment->num_codes() / kGroup;
         const auto num_chunks = static_cast<std::uint32_t>(
-            std::ceil(kSampleChunks * static_cast<double>(part.segment->size()) / static_cast<double>(group_.size)));
+            std::ceil(kSampleChunks * static_cast<double>(part.segment->num_codes()) / static_cast<double>(group_.size)));
         if (num_groups < 4 * num_chunks * kSampleGroups) continue;
         for (std::uint32_t chunk = 0; chunk < num_chunks; ++chunk) {
             count += find_masks(part, chunk * (num_groups / num_chunks), kSampleGroups);
@@ -228,10 +228,10 @@ Walk::State BoundsWalk::step(const Part& part, std::uint32_t begin, std::uint32_
     for (std::uint32_t group = 0; group < num_groups; ++group) {
         for (std::uint32_t mask = scorer_.scratch.masks[group]; mask; mask &= mask - 1) {
             const std::uint32_t item = begin + group * kGroup + static_cast<std::uint32_t>(std::countr_zero(mask));
-            if (item < end) scorer_.scratch.positions.push_back(item);  // the last group may have empty places
+            if (item < end) scorer_.scratch.numbers.push_back(item);  // the last group may have empty places
         }
     }
-    scorer_.score_positions(part);
+    scorer_.score_numbers(part);
     return State::kGoesOn;
 }
 
@@ -321,9 +321,9 @@ Walk::State ListsWalk::step(const Part& part, std::uint32_t begin, std::uint32_t
             for (std::uint32_t place = first; place < last; ++place) counters[postings[place] & (kBlock - 1)] = 0;
         }
     }
-    for (std::size_t i = 0; i < num_met; ++i) scorer_.scratch.positions.push_back(begin + met[i]);
+    for (std::size_t i = 0; i < num_met; ++i) scorer_.scratch.numbers.push_back(begin + met[i]);
     if (scorer_.trace) scorer_.trace->num_postings += num_postings;
-    scorer_.score_positions(part);
+    scorer_.score_numbers(part);
     return State::kGoesOn;
 }
 

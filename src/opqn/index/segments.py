@@ -92,11 +92,13 @@ class Part:
         return self.num_alive
 
     def codes(self) -> NDArray[np.uint8]:
-        """(n, M) by position, removed ones too; a view."""
+        """(n, M) by position, removed ones too."""
         arrays = _native.arrays_of(self.segment)
         if "codes" not in arrays:
             return np.empty((0, self.num_books), dtype=np.uint8)
         codes: NDArray[np.uint8] = arrays["codes"].reshape(-1, self.num_books)
+        if "code_starts" in arrays:  # items share codes
+            codes = np.repeat(codes, np.diff(arrays["code_starts"].view(np.uint32)), axis=0)
         return codes
 
     def items(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
