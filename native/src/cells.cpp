@@ -231,8 +231,8 @@ std::vector<Cell> cells_of(Query& query, const Choice& counts, std::uint32_t set
     return cells;
 }
 
-double plan_cover(const Group& group, Scorer& scorer, Shares& shares, const LookUpCosts& costs, bool has_best,
-                  double limit, std::vector<Cell>& cells) {
+double plan_cover(const Group& group, Scorer& scorer, Shares& shares, const LookUpCosts& costs,
+                  std::uint32_t best_set, double limit, std::vector<Cell>& cells) {
     double best = kNever;
     const auto size = static_cast<double>(group.size);
     // Large sets rule out most and come first: they are cheap wherever the hits stand out.
@@ -254,7 +254,7 @@ double plan_cover(const Group& group, Scorer& scorer, Shares& shares, const Look
         };
         Choice choice;
         if (!choose_words(scorer, set_size, std::min(limit, best), choice, cost)) continue;
-        std::vector<Cell> own = cells_of(scorer.query, choice, set_size, has_best);
+        std::vector<Cell> own = cells_of(scorer.query, choice, set_size, set_size > best_set);
         const double exact = cost_of(group, own, costs);
         if (exact < best) best = exact, cells = std::move(own);
     }

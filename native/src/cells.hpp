@@ -137,9 +137,9 @@ bool choose_words(Scorer& scorer, std::uint32_t set_size, double limit, Choice& 
 // The cells of each two chosen words within a set of neighbouring books; with those of the two best words, or without.
 std::vector<Cell> cells_of(Query& query, const Choice& counts, std::uint32_t set_size, bool has_best);
 
-// The cheapest cover that proves the answer and its cost, infinite if there is none within `limit`. has_best: whether the
-// cells of the two best words are to be visited, or were.
-double plan_cover(const Group& group, Scorer& scorer, Shares& shares, const LookUpCosts& costs, bool has_best,
-                  double limit, std::vector<Cell>& cells);
+// The cheapest cover that proves the answer and its cost, infinite if there is none within `limit`. The cells of
+// each two best words within sets of `best_set` books were visited already, or those of none, if that is 0.
+double plan_cover(const Group& group, Scorer& scorer, Shares& shares, const LookUpCosts& costs,
+                  std::uint32_t best_set, double limit, std::vector<Cell>& cells);
 
 }  // namespace opqn

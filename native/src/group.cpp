@@ -27,6 +27,7 @@ std::vector<Group> Group::of(const std::vector<Part>& parts) {
             group = groups.end() - 1;
         }
         group->parts.push_back(part);
+        group->parts.back().index = static_cast<std::uint32_t>(group->parts.size() - 1);
         group->size += part.segment->num_codes();
         group->num_items += part.segment->size();
         group->num_allowed += part.num_allowed();

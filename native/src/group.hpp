@@ -27,6 +27,7 @@ struct Mask {
 struct Part {
     const Segment* segment;
     Mask mask;
+    std::uint32_t index = 0;  // in its group
 
     std::uint32_t num_allowed() const { return mask.bits ? mask.num_set : segment->size(); }
 };

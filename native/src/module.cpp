@@ -59,7 +59,7 @@ struct View {
             if (layout.num_books != tables.shape(1) || layout.num_words != tables.shape(2)) {
                 throw std::invalid_argument("tables and segments of different shape");
             }
-            parts.push_back({segments[i].get(), {}});
+            parts.push_back({segments[i].get(), {}, 0});
             if (!given[i]) continue;
             const auto& [bits, count] = *given[i];
             if (bits.size() != (static_cast<std::size_t>(segments[i]->size()) + 7) / 8) {

@@ -7,6 +7,7 @@
 namespace opqn {
 namespace {
 
+constexpr std::size_t kIdsAhead = 8;  // candidates whose ids are fetched ahead, in two steps
 constexpr std::size_t kAhead = 24;  // codes fetched ahead of the one being scored
 
 }  // namespace
@@ -64,18 +65,44 @@ void Scorer::scan_shape(const Part& part, std::uint32_t begin, std::uint32_t end
 
 void Scorer::score_numbers(const Part& part) {
     auto& numbers = scratch.numbers;
+    auto& candidates = scratch.candidates;
     const Segment& segment = *part.segment;
     const std::size_t count = numbers.size();
     for (std::uint32_t number : numbers) {
         if (number >= segment.num_codes()) throw CorruptError("an index names a code that does not exist");
     }
     for (std::size_t i = 0; i < std::min(kAhead, count); ++i) __builtin_prefetch(segment.code(numbers[i]));
+    const float floor = found.floor();
+    candidates.clear();
+    const std::uint64_t tag = (first_tag_ + part.index) << 24;
     for (std::size_t i = 0; i < count; ++i) {
         if (i + kAhead < count) __builtin_prefetch(segment.code(numbers[i + kAhead]));
-        offer(part, query.score(segment.code(numbers[i])), numbers[i]);
+        std::uint64_t& recent = scratch.recent[numbers[i] % scratch.recent.size()];
+        if (recent == (tag | numbers[i])) continue;
+        recent = tag | numbers[i];
+        const float score = query.score(segment.code(numbers[i]));
+        if (score >= floor) candidates.push_back({score, numbers[i]});
     }
     if (trace) trace->num_scored += count;
     numbers.clear();
+    // The best ones first: they raise the floor above most of the others, whose ids are then never read from memory.
+    const std::size_t first = std::min(found.wanted(), candidates.size());
+    const auto comes_first = [](const Candidate& a, const Candidate& b) { return a.score > b.score; };
+    if (first < candidates.size()) std::nth_element(candidates.begin(), candidates.begin() + first, candidates.end(), comes_first);
+    offer_all(part, {candidates.begin(), candidates.begin() + first});
+    const float higher = found.floor();
+    const auto end = std::remove_if(candidates.begin() + first, candidates.end(),
+                                    [&](const Candidate& candidate) { return candidate.score < higher; });
+    offer_all(part, {candidates.begin() + first, end});
+}
+
+void Scorer::offer_all(const Part& part, std::span<const Candidate> candidates) {
+    const Segment& segment = *part.segment;
+    for (std::size_t i = 0; i < candidates.size() + 2 * kIdsAhead; ++i) {
+        if (i < candidates.size()) segment.prefetch_items(candidates[i].number);
+        if (i >= kIdsAhead && i - kIdsAhead < candidates.size()) segment.prefetch_ids(candidates[i - kIdsAhead].number);
+        if (i >= 2 * kIdsAhead) offer(part, candidates[i - 2 * kIdsAhead].score, candidates[i - 2 * kIdsAhead].number);
+    }
 }
 
 void Scorer::score_allowed(const Part& part) {

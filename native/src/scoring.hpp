@@ -1,7 +1,9 @@
 // How plans score items and report them.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "group.hpp"
@@ -10,9 +12,18 @@
 
 namespace opqn {
 
+struct Candidate {
+    float score;
+    std::uint32_t number;  // of a code
+};
+
 // Memory that the searches of a thread use one after the other.
 struct Scratch {
     std::vector<std::uint32_t> numbers;  // of codes
+    std::vector<Candidate> candidates;
+    // Codes scored of late, each with the tag of its query and segment: those of the best hits are met in many cells.
+    std::array<std::uint64_t, 1024> recent{};
+    std::uint64_t next_tag = 1;
     std::vector<std::uint32_t> masks;
     std::vector<std::uint8_t> counters;  // all 0 between uses
     std::vector<std::uint16_t> met;
@@ -20,8 +31,10 @@ struct Scratch {
 
 class Scorer {
 public:
-    Scorer(Query& query, Collector& found, Scratch& scratch, Trace* trace)
-        : query(query), found(found), scratch(scratch), trace(trace) {}
+    Scorer(const Group& group, Query& query, Collector& found, Scratch& scratch, Trace* trace)
+        : query(query), found(found), scratch(scratch), trace(trace), first_tag_(scratch.next_tag) {
+        scratch.next_tag += group.parts.size();
+    }
 
     Query& query;
     Collector& found;
@@ -42,6 +55,8 @@ private:
     template <std::uint32_t kBooks, std::uint32_t kWords>
     void scan_shape(const Part& part, std::uint32_t begin, std::uint32_t end);
 
+    void offer_all(const Part& part, std::span<const Candidate> candidates);
+
     // Reports the items of a code.
     void offer(const Part& part, float score, std::uint32_t number) {
         if (score < found.floor()) return;
@@ -53,6 +68,8 @@ private:
             found.offer(hit);
         }
     }
+
+    std::uint64_t first_tag_;  // of the group's first part
 };
 
 }  // namespace opqn

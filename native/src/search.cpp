@@ -18,6 +18,7 @@ constexpr double kWorthThinking = 30e3;  // nanoseconds: below, a plan runs soon
 // as cells promise to prove the answer for so many times that cost.
 constexpr double kInvested = 1.0 / 32, kPromising = 2;
 constexpr double kWorthInvesting = 100e3;  // nanoseconds
+constexpr std::uint32_t kBestSet = 4;  // books of which the cells of each two best words are visited first, if all are many
 constexpr int kMostInvestments = 3;
 constexpr double kMaskCost = 0.02;  // a bit of a mask looked at
 constexpr double kAnyLimit = 64;    // times a scan, that a plan which was asked for may cost
@@ -30,7 +31,7 @@ public:
           query_(job.query),
           found_(job.found),
           only_(only),
-          scorer_(job.query, job.found, scratch, job.traces ? &job.traces->emplace_back() : nullptr),
+          scorer_(group, job.query, job.found, scratch, job.traces ? &job.traces->emplace_back() : nullptr),
           look_up_(group),
           shares_(group, job.query) {
         costs_.fill(kNever);
@@ -100,30 +101,41 @@ private:
     bool look_up_cells() {
         CellOrder order(group_, query_, shares_, look_up_);
         CellOrder::Steps taken = order.none(), steps = order.none();
-        std::vector<Cell> best = cells_of(query_, Choice(query_.num_books(), 1), group_.layout.clique, true);
-        const double best_cost = cost_of(group_, best, look_up_);
         const double most = cost(Plan::kScan) / 4;
-        const auto find_first = [&](double limit) {
-            while (!found_.full() && order.cost(taken) < limit && order.advance(steps, limit)) take(order, taken, steps);
+        const auto find_first = [&] {
+            while (!found_.full() && order.cost(taken) < most && order.advance(steps, most)) take(order, taken, steps);
             return scorer_.proven(order.bound(taken));
         };
-        if (find_first(best_cost / 4)) return trace(Plan::kCells), true;
+        // A few cells often prove the answer already.
+        for (std::size_t i = 0; i < taken.size() && order.cost(taken) < most && order.advance(steps, most); ++i) {
+            take(order, taken, steps);
+            if (scorer_.proven(order.bound(taken))) return trace(Plan::kCells), true;
+        }
+        std::vector<Cell> best;
+        std::uint32_t best_set = group_.layout.clique;
+        const auto list_best = [&] {
+            best = cells_of(query_, Choice(query_.num_books(), 1), best_set, true);
+            std::erase_if(best, [&](const Cell& cell) { return cell.a % 2 == 0 && cell.b == cell.a + 1 && taken[cell.a / 2]; });
+            return cost_of(group_, best, look_up_);
+        };
+        double best_cost = list_best();
+        if (best_set > kBestSet && best_cost > kWorthThinking) best_set = kBestSet, best_cost = list_best();
         const bool may_prove = wants(Plan::kCells) && scorer_.proven(order.least_bound());
         if (may_prove && plan_cells(order, taken, best_cost / 4, steps) < kNever) {
             take(order, taken, steps);
             return trace(Plan::kCells), true;
         }
         // The first k hits are seldom the best, and with better ones plans are cheaper.
-        const bool has_best = best_cost >= most;
-        if (!has_best) visit(group_, best, scorer_);
+        const bool is_cheap = best_cost < most;
+        if (is_cheap) visit(group_, best, scorer_);
         steps = taken;
-        if (find_first(most)) return trace(Plan::kCells), true;
+        if (find_first()) return trace(Plan::kCells), true;
         if (!found_.full()) return false;
 
         std::vector<Cell> cover;
         const auto plan_cover = [&] {
             if (!wants(Plan::kCover)) return;
-            cost(Plan::kCover) = opqn::plan_cover(group_, scorer_, shares_, look_up_, has_best, limit(), cover);
+            cost(Plan::kCover) = opqn::plan_cover(group_, scorer_, shares_, look_up_, is_cheap ? best_set : 0, limit(), cover);
         };
         plan_cover();
         if (only_ != Plan::kNumPlans || limit() > kWorthThinking) {

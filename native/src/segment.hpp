@@ -1,6 +1,7 @@
 // An immutable set of coded items, with the structures that search plans read.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -94,6 +95,15 @@ public:
         const std::uint32_t begin = code_starts_[number], end = code_starts_[number + 1];
         if (begin >= end || end > size_) throw CorruptError("a code of an index has no items");
         return {begin, end};
+    }
+    // Tell the processor that items() of a code will be wanted soon, and then the id of its first item.
+    void prefetch_items(std::uint32_t number) const {
+        if (!code_starts_.empty()) __builtin_prefetch(&code_starts_[number]);
+    }
+    void prefetch_ids(std::uint32_t number) const {
+        const std::uint32_t position = code_starts_.empty() ? number : std::min(code_starts_[number], size_ - 1);
+        if (wide_ids_.empty()) __builtin_prefetch(&narrow_ids_[position]);
+        else __builtin_prefetch(&wide_ids_[position]);
     }
     std::int64_t id(std::uint32_t position) const {
         // Unsigned, as the sum may be anything in a damaged file.

@@ -81,7 +81,7 @@ bool same(const std::vector<Hit>& a, const std::vector<Hit>& b) {
 // Hits of two queries that go together: the drawn one and one that scores the other way round.
 std::vector<std::vector<Hit>> find(const std::vector<const Segment*>& segments, const Case& drawn, Plan plan) {
     std::vector<Part> parts;
-    for (const Segment* segment : segments) parts.push_back({segment, {}});
+    for (const Segment* segment : segments) parts.push_back({segment, {}, 0});
     std::vector<float> other;
     for (float value : drawn.table) other.push_back(1 - value);
     std::vector<Trace> traces;
