@@ -132,7 +132,7 @@ nb::list search_within(Segments segments, Masks masks, Tables tables, float thre
 nb::list explain(Segments segments, Masks masks, Tables tables, std::size_t k, const std::string& only) {
     const View view(segments, masks, tables);
     if (tables.shape(0) != 1) throw std::invalid_argument("one table");
-    std::vector<Trace> traces;
+    std::deque<Trace> traces;
     std::vector<Job> jobs;
     jobs.push_back({Query(tables.data(), static_cast<std::uint32_t>(tables.shape(1)), static_cast<std::uint32_t>(tables.shape(2))),
                     Collector::best(k), &traces});

@@ -18,7 +18,7 @@ constexpr double kWorthThinking = 30e3;  // nanoseconds: below, a plan runs soon
 // as cells promise to prove the answer for so many times that cost.
 constexpr double kInvested = 1.0 / 32, kPromising = 2;
 constexpr double kWorthInvesting = 100e3;  // nanoseconds
-constexpr std::uint32_t kBestSet = 4;  // books of which the cells of each two best words are visited first, if all are many
+constexpr std::uint32_t kBestSet = 4;  // books of which at least the cells of each two best words are visited
 constexpr int kMostInvestments = 3;
 constexpr double kMaskCost = 0.02;  // a bit of a mask looked at
 constexpr double kAnyLimit = 64;    // times a scan, that a plan which was asked for may cost
@@ -119,7 +119,7 @@ private:
             return cost_of(group_, best, look_up_);
         };
         double best_cost = list_best();
-        if (best_set > kBestSet && best_cost > kWorthThinking) best_set = kBestSet, best_cost = list_best();
+        while (best_set > kBestSet && best_cost > kWorthThinking) best_set /= 2, best_cost = list_best();
         const bool may_prove = wants(Plan::kCells) && scorer_.proven(order.least_bound());
         if (may_prove && plan_cells(order, taken, best_cost / 4, steps) < kNever) {
             take(order, taken, steps);

@@ -1,7 +1,7 @@
 // Exact search: the choice among the plans.
 #pragma once
 
-#include <string>
+#include <deque>
 #include <vector>
 
 #include "group.hpp"
@@ -15,7 +15,7 @@ namespace opqn {
 struct Job {
     Query query;
     Collector found;
-    std::vector<Trace>* traces = nullptr;  // if not null, one is added for each group
+    std::deque<Trace>* traces = nullptr;  // if not null, one is added for each group
 };
 
 // Offers every item of the groups that can change a result to each of the jobs, which share the work of reading items.

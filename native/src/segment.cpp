@@ -144,13 +144,17 @@ std::shared_ptr<const Segment> Segment::build(const Layout& layout, const std::u
     segment->layout_ = layout;
     segment->size_ = size;
     const std::size_t books = layout.num_books;
-    const auto order = sort_items(codes, ids, size, layout, num_threads);
+    // Without structures it is a tail, which is made anew with every addition.
+    const bool is_sorted = layout.has_planes || layout.has_lists || layout.clique;
+    std::vector<std::uint32_t> order(is_sorted ? 0 : size);
+    if (is_sorted) order = sort_items(codes, ids, size, layout, num_threads);
+    else std::iota(order.begin(), order.end(), 0);
     const auto code_of = [&](std::uint32_t position) { return codes + order[position] * books; };
 
     std::uint32_t num_distinct = 0;
     std::int64_t low = size ? ids[0] : 0, high = low;
     for (std::uint32_t i = 0; i < size; ++i) {
-        num_distinct += i == 0 || std::memcmp(code_of(i), code_of(i - 1), books) != 0;
+        num_distinct += !is_sorted || i == 0 || std::memcmp(code_of(i), code_of(i - 1), books) != 0;
         low = std::min(low, ids[i]), high = std::max(high, ids[i]);
     }
     // Where hardly two items share a code it takes less to keep a code for each item.

@@ -84,7 +84,7 @@ std::vector<std::vector<Hit>> find(const std::vector<const Segment*>& segments, 
     for (const Segment* segment : segments) parts.push_back({segment, {}, 0});
     std::vector<float> other;
     for (float value : drawn.table) other.push_back(1 - value);
-    std::vector<Trace> traces;
+    std::deque<Trace> traces;
     std::vector<Job> jobs;
     for (const std::vector<float>* table : {&drawn.table, static_cast<const std::vector<float>*>(&other)}) {
         jobs.push_back({Query(table->data(), drawn.layout.num_books, drawn.layout.num_words), Collector::best(drawn.k), &traces});

@@ -183,7 +183,7 @@ def test_plans_agree_on_many_items(many, plan, kind):
 def test_a_plan_that_is_asked_for_runs_where_it_can_prove_its_answer(many, plan):
     segment, _, people = many
     tables = draw_tables(np.random.default_rng(3), "peaked", people, 20, 256)
-    told = [_native.explain([segment], [None], tables[q : q + 1], 400, plan=plan)[0] for q in range(20)]
+    told = [_native.explain([segment], [None], tables[q : q + 1], 100, plan=plan)[0] for q in range(20)]
     assert any(entry["plans"] == [plan] for entry in told)
 
 

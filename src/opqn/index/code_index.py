@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # The tail is copied with every addition and scanned with every search, so it is small.
-TAIL_ITEMS: Final = 4096
+TAIL_ITEMS: Final = 1024
 # Parts of about the same size are merged when there are this many, so an item is copied a few times in its life.
 MERGE_PARTS: Final = 8
 
