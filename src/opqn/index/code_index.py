@@ -106,12 +106,14 @@ class CodeIndex:
             if len(state.parts[-1]):
                 tail_codes, tail_ids = state.parts[-1].items()
                 all_codes, all_ids = np.concatenate([tail_codes, codes]), np.concatenate([tail_ids, new_ids])
-            if len(all_ids) <= TAIL_ITEMS:
+            is_full = len(all_ids) > TAIL_ITEMS
+            if not is_full:
                 parts: tuple[Part, ...] = (*state.parts[:-1], self._tail(all_codes, all_ids))
             else:
                 parts = (*state.parts[:-1], *self._build(all_codes, all_ids), self._tail())
             self._state = _State(parts, max(state.next_id, int(new_ids.max()) + 1))
-        self._merge_later()
+        if is_full:
+            self._merge_later()
         return new_ids
 
     def remove(self, ids: NDArray[np.int64] | Sequence[int]) -> int:
