@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "segment.hpp"
@@ -16,10 +17,16 @@ const char* name_of(Plan plan);
 
 using Costs = std::array<double, static_cast<std::size_t>(Plan::kNumPlans)>;  // estimated, in nanoseconds
 
-// Which items of a segment may be found: bit i % 8 of byte i / 8 for position i. Null bits mean all.
+// Which items of a segment may be found: bit i % 8 of byte i / 8 for position i, of which only those with ids[id] != 0 count,
+// none from ids.size() on. Null bits mean all, and so does a null ids.
 struct Mask {
     const std::uint8_t* bits = nullptr;
     std::uint32_t num_set = 0;
+    std::span<const std::uint8_t> ids{};
+
+    bool allows_id(std::int64_t id) const {
+        return !ids.data() || (static_cast<std::uint64_t>(id) < ids.size() && ids[static_cast<std::size_t>(id)]);
+    }
 
     bool allows(std::uint32_t position) const { return !bits || (bits[position >> 3] >> (position & 7) & 1); }
 };

@@ -47,33 +47,37 @@ Plan plan_named(const std::string& name) {
     throw std::invalid_argument("there is no search plan " + name);
 }
 
-// Segments with the items of each that may be found.
-struct View {
-    std::vector<Group> groups;
-
-    View(const Segments& segments, const Masks& given, const Tables& tables) {
-        if (given.size() != segments.size()) throw std::invalid_argument("one mask, or None, for each segment");
-        std::vector<Part> parts;
-        for (std::size_t i = 0; i < given.size(); ++i) {
-            const Layout& layout = segments[i]->layout();
-            if (layout.num_books != tables.shape(1) || layout.num_words != tables.shape(2)) {
-                throw std::invalid_argument("tables and segments of different shape");
-            }
-            parts.push_back({segments[i].get(), {}, 0});
-            if (!given[i]) continue;
-            const auto& [bits, count] = *given[i];
-            if (bits.size() != (static_cast<std::size_t>(segments[i]->size()) + 7) / 8) {
-                throw std::invalid_argument("a mask of the wrong size");
-            }
-            parts.back().mask = {bits.data(), count};
+std::vector<Part> parts_of(const Segments& segments, const Masks& masks) {
+    if (masks.size() != segments.size()) throw std::invalid_argument("one mask, or None, for each segment");
+    std::vector<Part> parts;
+    for (std::size_t i = 0; i < segments.size(); ++i) {
+        parts.push_back({segments[i].get(), {}, 0});
+        if (!masks[i]) continue;
+        const auto& [bits, count] = *masks[i];
+        if (bits.size() != (static_cast<std::size_t>(segments[i]->size()) + 7) / 8) {
+            throw std::invalid_argument("a mask of the wrong size");
         }
-        groups = Group::of(parts);
+        parts.back().mask = {bits.data(), count};
     }
-};
+    return parts;
+}
+
+// Segments with the items of each that may be found, for queries with such tables.
+std::vector<Group> view(const Segments& segments, const Masks& masks, const std::optional<Bits>& allowed, const Tables& tables) {
+    auto parts = parts_of(segments, masks);
+    for (Part& part : parts) {
+        const Layout& layout = part.segment->layout();
+        if (layout.num_books != tables.shape(1) || layout.num_words != tables.shape(2)) {
+            throw std::invalid_argument("tables and segments of different shape");
+        }
+        if (allowed) part.mask.ids = {allowed->data(), allowed->size()};
+    }
+    return Group::of(parts);
+}
 
 // Searches with the queries of each thread a few at a time. take(q, hits) is told what was found, from any thread.
 template <class Take>
-void search_all(const View& view, const Tables& tables, const Collector& empty, Plan only, unsigned num_threads, Take&& take) {
+void search_all(const std::vector<Group>& groups, const Tables& tables, const Collector& empty, Plan only, unsigned num_threads, Take&& take) {
     // As many as share the work of reading a block, as long as each thread has some.
     constexpr std::size_t kMostAtOnce = 16;
     const std::size_t queries = tables.shape(0), books = tables.shape(1), words = tables.shape(2);
@@ -87,21 +91,21 @@ void search_all(const View& view, const Tables& tables, const Collector& empty, 
             const float* table = tables.data() + q * books * words;
             jobs.push_back({Query(table, static_cast<std::uint32_t>(books), static_cast<std::uint32_t>(words)), empty});
         }
-        search(view.groups, jobs, only, scratch);
+        search(groups, jobs, only, scratch);
         for (std::size_t q = first; q < last; ++q) take(q, jobs[q - first].found.take());
     });
 }
 
 nb::tuple search_best(Segments segments, Masks masks, Tables tables, std::size_t k, unsigned num_threads,
-                      const std::string& only) {
-    const View view(segments, masks, tables);
+                      const std::string& only, std::optional<Bits> allowed) {
+    const auto groups = view(segments, masks, allowed, tables);
     const Plan plan = plan_named(only);
     const std::size_t queries = tables.shape(0);
     std::vector<float> scores(queries * k, -std::numeric_limits<float>::infinity());
     std::vector<std::int64_t> ids(queries * k, -1);
     {
         nb::gil_scoped_release release;
-        search_all(view, tables, Collector::best(k), plan, num_threads, [&](std::size_t q, const std::vector<Hit>& hits) {
+        search_all(groups, tables, Collector::best(k), plan, num_threads, [&](std::size_t q, const std::vector<Hit>& hits) {
             for (std::size_t i = 0; i < hits.size(); ++i) scores[q * k + i] = hits[i].score, ids[q * k + i] = hits[i].id;
         });
     }
@@ -109,14 +113,15 @@ nb::tuple search_best(Segments segments, Masks masks, Tables tables, std::size_t
 }
 
 // For each query all hits that score `threshold` or more.
-nb::list search_within(Segments segments, Masks masks, Tables tables, float threshold, unsigned num_threads) {
-    const View view(segments, masks, tables);
+nb::list search_within(Segments segments, Masks masks, Tables tables, float threshold, unsigned num_threads,
+                       std::optional<Bits> allowed) {
+    const auto groups = view(segments, masks, allowed, tables);
     const std::size_t queries = tables.shape(0);
     std::vector<std::vector<float>> scores(queries);
     std::vector<std::vector<std::int64_t>> ids(queries);
     {
         nb::gil_scoped_release release;
-        search_all(view, tables, Collector::within(threshold), Plan::kNumPlans, num_threads,
+        search_all(groups, tables, Collector::within(threshold), Plan::kNumPlans, num_threads,
                    [&](std::size_t q, const std::vector<Hit>& hits) {
                        for (const Hit& hit : hits) scores[q].push_back(hit.score), ids[q].push_back(hit.id);
                    });
@@ -130,14 +135,14 @@ nb::list search_within(Segments segments, Masks masks, Tables tables, float thre
 }
 
 nb::list explain(Segments segments, Masks masks, Tables tables, std::size_t k, const std::string& only) {
-    const View view(segments, masks, tables);
+    const auto groups = view(segments, masks, std::nullopt, tables);
     if (tables.shape(0) != 1) throw std::invalid_argument("one table");
     std::deque<Trace> traces;
     std::vector<Job> jobs;
     jobs.push_back({Query(tables.data(), static_cast<std::uint32_t>(tables.shape(1)), static_cast<std::uint32_t>(tables.shape(2))),
                     Collector::best(k), &traces});
     Scratch scratch;
-    search(view.groups, jobs, plan_named(only), scratch);
+    search(groups, jobs, plan_named(only), scratch);
     nb::list told;
     for (std::size_t i = 0; i < traces.size(); ++i) {
         const Trace& trace = traces[i];
@@ -148,9 +153,9 @@ nb::list explain(Segments segments, Masks masks, Tables tables, std::size_t k, c
         for (std::size_t p = 0; p < trace.costs.size(); ++p) {
             if (trace.costs[p] > 0 && std::isfinite(trace.costs[p])) costs[name_of(static_cast<Plan>(p))] = trace.costs[p] / 1000;
         }
-        entry["num_segments"] = view.groups[i].parts.size();
-        entry["num_items"] = view.groups[i].num_items;
-        entry["num_codes"] = view.groups[i].size;
+        entry["num_segments"] = groups[i].parts.size();
+        entry["num_items"] = groups[i].num_items;
+        entry["num_codes"] = groups[i].size;
         entry["plans"] = plans;
         entry["num_cells"] = trace.num_cells;
         entry["num_lists"] = trace.num_lists;
@@ -218,9 +223,46 @@ nb::ndarray<nb::numpy, std::int64_t> find(const Segment& segment, Ids ids) {
     return to_numpy(std::move(positions), {count});
 }
 
+// One segment of the items of several that `masks` leaves; as build() makes it. All of it without the GIL, so that
+// searches go on.
+std::shared_ptr<const Segment> merge(Segments segments, Masks masks, std::uint32_t clique, bool has_lists, bool has_planes,
+                                     unsigned num_threads) {
+    const std::vector<Part> parts = parts_of(segments, masks);
+    if (parts.empty()) throw std::invalid_argument("nothing to merge");
+    nb::gil_scoped_release release;
+    Layout layout = segments[0]->layout();
+    std::vector<std::uint8_t> codes;
+    std::vector<std::int64_t> ids;
+    for (const Part& part : parts) {
+        const Segment& segment = *part.segment;
+        if (segment.layout().num_books != layout.num_books || segment.layout().num_words != layout.num_words) {
+            throw std::invalid_argument("segments of different codes");
+        }
+        for (std::uint32_t number = 0; number < segment.num_codes(); ++number) {
+            const std::uint8_t* code = segment.code(number);
+            const auto [begin, end] = segment.items(number);
+            for (std::uint32_t position = begin; position < end; ++position) {
+                if (!part.mask.allows(position)) continue;
+                codes.insert(codes.end(), code, code + layout.num_books);
+                ids.push_back(segment.id(position));
+            }
+        }
+    }
+    if (ids.size() > kMaxItems) throw std::invalid_argument("a segment holds at most 2^24 items");
+    // What a damaged file says is checked once more: all else relies on it.
+    for (const std::uint8_t word : codes) {
+        if (word >= layout.num_words) throw CorruptError("a code of an index is none of the model's");
+    }
+    layout.clique = clique, layout.has_lists = has_lists, layout.has_planes = has_planes;
+    return Segment::build(layout, codes.data(), ids.data(), static_cast<std::uint32_t>(ids.size()), num_threads);
+}
+
 nb::ndarray<nb::numpy, std::int64_t> ids_of(const Segment& segment) {
     std::vector<std::int64_t> ids(segment.size());
-    for (std::uint32_t i = 0; i < segment.size(); ++i) ids[i] = segment.id(i);
+    {
+        nb::gil_scoped_release release;
+        for (std::uint32_t i = 0; i < segment.size(); ++i) ids[i] = segment.id(i);
+    }
     const std::size_t count = ids.size();
     return to_numpy(std::move(ids), {count});
 }
@@ -281,9 +323,11 @@ NB_MODULE(_native, module) {
     module.def("build", &build, nb::arg("codes"), nb::arg("ids"), nb::kw_only(), nb::arg("num_words"), nb::arg("clique"),
                nb::arg("has_lists"), nb::arg("has_planes"), nb::arg("num_threads") = 1);
     module.def("search", &search_best, nb::arg("segments"), nb::arg("masks"), nb::arg("tables"), nb::arg("k"),
-               nb::arg("num_threads") = 1, nb::arg("plan") = "any");
+               nb::arg("num_threads") = 1, nb::arg("plan") = "any", nb::arg("allowed") = nb::none());
     module.def("search_within", &search_within, nb::arg("segments"), nb::arg("masks"), nb::arg("tables"),
-               nb::arg("threshold"), nb::arg("num_threads") = 1);
+               nb::arg("threshold"), nb::arg("num_threads") = 1, nb::arg("allowed") = nb::none());
+    module.def("merge", &merge, nb::arg("segments"), nb::arg("masks"), nb::kw_only(), nb::arg("clique"), nb::arg("has_lists"),
+               nb::arg("has_planes"), nb::arg("num_threads") = 1);
     module.def("explain", &explain, nb::arg("segments"), nb::arg("masks"), nb::arg("tables"), nb::arg("k"),
                nb::arg("plan") = "any");
     module.def("first_bad_table", &first_bad_table, nb::arg("tables"));

@@ -120,7 +120,7 @@ void Scorer::score_allowed(const Part& part) {
                 if (++number == segment.num_codes()) throw CorruptError("an item of an index has no code");
             }
             const Hit hit{query.score(segment.code(number)), segment.id(position)};
-            if (found.wants(hit)) found.offer(hit);
+            if (found.wants(hit) && part.mask.allows_id(hit.id)) found.offer(hit);
         }
     }
 }

@@ -65,7 +65,7 @@ private:
             if (!part.mask.allows(position)) continue;
             const Hit hit{score, part.segment->id(position)};
             if (!found.wants(hit)) return;  // those that follow have higher ids
-            found.offer(hit);
+            if (part.mask.allows_id(hit.id)) found.offer(hit);
         }
     }
 

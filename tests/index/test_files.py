@@ -188,7 +188,7 @@ def test_a_mapped_file_full_of_noise_gives_an_error_or_wrong_hits_and_never_a_cr
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "newer opqn"),
+        ({"version": 3}, "newer opqn"),
         ({"format": "something"}, "damaged or no index"),
         ({"num_books": 0}, "damaged"),
         ({"next_id": -1}, "damaged"),

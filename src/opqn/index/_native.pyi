@@ -25,6 +25,15 @@ def build(
     has_planes: bool,
     num_threads: int = 1,
 ) -> Segment: ...
+def merge(
+    segments: Sequence[Segment],
+    masks: Sequence[tuple[NDArray[np.uint8], int] | None],
+    *,
+    clique: int,
+    has_lists: bool,
+    has_planes: bool,
+    num_threads: int = 1,
+) -> Segment: ...
 def arrays_of(segment: Segment) -> dict[str, NDArray[np.uint8]]: ...
 def from_arrays(
     arrays: dict[str, NDArray[np.uint8]],
@@ -44,6 +53,7 @@ def search(
     k: int,
     num_threads: int = 1,
     plan: str = "any",
+    allowed: NDArray[np.uint8] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
 def search_within(
     segments: Sequence[Segment],
@@ -51,6 +61,7 @@ def search_within(
     tables: NDArray[np.float32],
     threshold: float,
     num_threads: int = 1,
+    allowed: NDArray[np.uint8] | None = None,
 ) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]: ...
 def explain(
     segments: Sequence[Segment],

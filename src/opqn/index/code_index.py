@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, get_args
 
 import numpy as np
 
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 TAIL_ITEMS: Final = 1024
 # Parts of about the same size are merged when there are this many, so an item is copied a few times in its life.
 MERGE_PARTS: Final = 8
+# Of ids that a bool array allows: if they are fewer than one in so many, each is looked up.
+_FEW: Final = 64
+
+Allowed: TypeAlias = "NDArray[np.bool_] | NDArray[np.int64] | Sequence[int]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +68,7 @@ class CodeIndex:
         self.profile: Profile = profile
         self._lock = threading.RLock()  # of those who change the index; searches take none
         self._merging = threading.Lock()
+        self._saving = threading.Lock()
         self._state = _State((self._tail(),), 0)
 
     def __len__(self) -> int:
@@ -164,7 +169,7 @@ class CodeIndex:
         tables: NDArray[np.float32],
         k: int = 10,
         threads: int = 0,
-        allowed: NDArray[np.bool_] | NDArray[np.int64] | Sequence[int] | None = None,
+        allowed: Allowed | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Find the k items of highest score for each query.
 
@@ -185,10 +190,10 @@ class CodeIndex:
         tables = self._check_tables(tables)
         if k < 1:
             raise ConfigError(f"k is {k}; it must be at least 1")
-        segments, masks = self.view(allowed)
+        segments, masks, flags = self._view_of(allowed)
         # No more hits than items: k may be "all of them", and room is made for k.
         room = max(1, min(k, sum(len(segment) for segment in segments)))
-        scores, ids = _native.search(segments, masks, tables, room, threads)
+        scores, ids = _native.search(segments, masks, tables, room, threads, allowed=flags)
         if room < k:
             spare = ((0, 0), (0, k - room))
             scores, ids = np.pad(scores, spare, constant_values=-np.inf), np.pad(ids, spare, constant_values=-1)
@@ -199,7 +204,7 @@ class CodeIndex:
         tables: NDArray[np.float32],
         threshold: float,
         threads: int = 0,
-        allowed: NDArray[np.bool_] | NDArray[np.int64] | Sequence[int] | None = None,
+        allowed: Allowed | None = None,
     ) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
         """Find all items that score ``threshold`` or more, for each query.
 
@@ -219,9 +224,9 @@ class CodeIndex:
         tables = self._check_tables(tables)
         if np.isnan(threshold):
             raise ConfigError("the threshold is NaN, which no score reaches or misses; pass a number")
-        segments, masks = self.view(allowed)
+        segments, masks, flags = self._view_of(allowed)
         found: list[tuple[NDArray[np.float32], NDArray[np.int64]]] = _native.search_within(
-            segments, masks, tables, threshold, threads
+            segments, masks, tables, threshold, threads, allowed=flags
         )
         return found
 
@@ -249,7 +254,7 @@ class CodeIndex:
     # Files
 
     def save(self, folder: str | Path) -> None:
-        """Write the index into a folder, or bring the folder up to date.
+        """Write the index as it is now into a folder, or bring the folder up to date. All else goes on meanwhile.
 
         A crash or a full disk leaves the index that was there. Segments that are there already are not written again.
 
@@ -257,11 +262,14 @@ class CodeIndex:
             ConfigError: the folder holds something else.
             OpqnError: the disk is full or the folder cannot be written.
         """
-        with self._lock:
+        with self._saving:
             state = self._state
             names = files.save(folder, state.parts, state.next_id, self.profile)
-            parts = tuple(part.named(name) for part, name in zip(state.parts, names, strict=True))
-            self._state = _State(parts, state.next_id)
+            saved = {id(part.segment): name for part, name in zip(state.parts, names, strict=True)}
+            with self._lock:  # the index may have changed meanwhile
+                state = self._state
+                parts = tuple(part.named(saved.get(id(part.segment), part.file)) for part in state.parts)
+                self._state = _State(parts, state.next_id)
 
     @classmethod
     def load(cls, folder: str | Path, mmap: bool = True) -> CodeIndex:
@@ -331,25 +339,27 @@ class CodeIndex:
             )
         return tables
 
-    def view(
-        self, allowed: NDArray[np.bool_] | NDArray[np.int64] | Sequence[int] | None = None
-    ) -> tuple[list[_native.Segment], list[tuple[NDArray[np.uint8], int] | None]]:
-        """Return what a search that begins now sees: segments of the native core, and which items of each may be found.
-
-        Args:
-            allowed: as for :meth:`search`.
+    def view(self) -> tuple[list[_native.Segment], list[tuple[NDArray[np.uint8], int] | None]]:
+        """Return what a search that begins now sees: segments of the native core, and which items of each are there.
 
         Returns:
-            Segments, and for each None, if all of it may be found, or a bit for each position and how many are set.
+            Segments, and for each None, if all of it is there, or a bit for each position and how many are set.
         """
         parts = [part for part in self._state.parts if len(part)]
-        segments = [part.segment for part in parts]
+        return [part.segment for part in parts], [part.mask() for part in parts]
+
+    def _view_of(self, allowed: Allowed | None) -> tuple[list[_native.Segment], list[Any], NDArray[np.uint8] | None]:
+        """Return the same for a search among the allowed ids; the last is what to look ids up in, if anything."""
         if allowed is None:
-            return segments, [None if part.alive is None else (part.alive, len(part)) for part in parts]
+            return *self.view(), None
         chosen = np.asarray(allowed)
-        if chosen.ndim != 1 or chosen.dtype != np.bool_:
-            chosen = as_ids(chosen)
-        return segments, [part.only(chosen) for part in parts]
+        if chosen.ndim == 1 and chosen.dtype == np.bool_:
+            if _FEW * np.count_nonzero(chosen) > len(chosen):
+                return *self.view(), np.ascontiguousarray(chosen).view(np.uint8)
+            chosen = np.flatnonzero(chosen)
+        ids = as_ids(chosen)
+        parts = [part for part in self._state.parts if len(part)]
+        return [part.segment for part in parts], [part.only(ids) for part in parts], None
 
     # Merging
 

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-VERSION: Final = 1
+VERSION: Final = 2
+"""2: items may share codes, with ``code_starts``."""
 ALIGNMENT: Final = 64
 MANIFEST: Final = "index.json"
 MAX_MANIFEST_BYTES: Final = 1 << 24
@@ -65,7 +66,7 @@ class _Segment(_Entry):
 
 class _Manifest(_Entry):
     format: Literal["opqn-index"]
-    version: Literal[1]
+    version: Literal[1, 2]
     num_books: Annotated[int, Field(ge=1, le=64)]
     num_words: Annotated[int, Field(ge=2, le=256)]
     profile: Profile

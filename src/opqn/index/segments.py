@@ -98,7 +98,8 @@ class Part:
             return np.empty((0, self.num_books), dtype=np.uint8)
         codes: NDArray[np.uint8] = arrays["codes"].reshape(-1, self.num_books)
         if "code_starts" in arrays:  # items share codes
-            codes = np.repeat(codes, np.diff(arrays["code_starts"].view(np.uint32)), axis=0)
+            starts = arrays["code_starts"].view(np.uint32)
+            codes = np.repeat(codes, starts[1:] - starts[:-1], axis=0)
         return codes
 
     def items(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -135,34 +136,31 @@ class Part:
         """Return the part, saved under this name."""
         return replace(self, file=file)
 
-    def only(self, allowed: NDArray[np.bool_] | NDArray[np.int64]) -> tuple[NDArray[np.uint8], int]:
-        """Return the mask of items that are there and allowed, and their number.
+    def mask(self) -> tuple[NDArray[np.uint8], int] | None:
+        """Return which items are there and their number; None if all are."""
+        return None if self.alive is None else (self.alive, len(self))
 
-        Args:
-            allowed: (ids,) bool, whether the item of that id may be found; or (any,) int64, the ids that may.
-        """
-        size = len(self.segment)
-        if allowed.dtype == np.bool_:
-            ids = self.segment.ids()
-            within = ids < len(allowed)
-            chosen = np.zeros(size, dtype=bool)
-            chosen[within] = allowed[ids[within]]
-            mask = np.packbits(chosen, bitorder="little")
-        else:
-            positions = self.segment.find(allowed.astype(np.int64, copy=False))
-            positions = positions[positions >= 0]
-            mask = np.zeros((size + 7) // 8, dtype=np.uint8)
-            np.bitwise_or.at(mask, positions >> 3, np.uint8(1) << (positions & 7).astype(np.uint8))
+    def only(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], int]:
+        """Return which items are there and have one of these (any,) ids, and their number."""
+        positions = self.segment.find(ids)
+        positions = positions[positions >= 0]
+        mask = np.zeros((len(self.segment) + 7) // 8, dtype=np.uint8)
+        np.bitwise_or.at(mask, positions >> 3, np.uint8(1) << (positions & 7).astype(np.uint8))
         if self.alive is not None:
             mask &= self.alive
         return mask, int(np.bitwise_count(mask).sum())
 
 
 def merge(parts: Sequence[Part], profile: Profile, num_threads: int) -> Part:
-    """Build one part of the items of several, :data:`MAX_ITEMS` at most."""
-    pieces = [part.items() for part in parts]
-    codes = np.concatenate([codes for codes, _ in pieces])
-    ids = np.concatenate([ids for _, ids in pieces])
-    first = parts[0]
-    structures = Structures.of(profile, first.num_books, first.num_words, len(codes))
-    return Part.build(codes, ids, first.num_words, structures, num_threads)
+    """Build one part of the items of several, :data:`MAX_ITEMS` at most and one at least."""
+    first, size = parts[0], sum(map(len, parts))
+    structures = Structures.of(profile, first.num_books, first.num_words, size)
+    segment = _native.merge(
+        [part.segment for part in parts],
+        [part.mask() for part in parts],
+        clique=structures.clique,
+        has_lists=structures.has_lists,
+        has_planes=structures.has_planes,
+        num_threads=num_threads,
+    )
+    return Part(segment, first.num_books, first.num_words, structures, num_alive=size)
