@@ -376,6 +376,7 @@ def bench_search(
     query_temperature: Annotated[float | None, typer.Option(help="Instead of the model's.")] = None,
     profile: Annotated[IndexProfile, typer.Option(help="How much memory goes into speed.")] = IndexProfile.fast,
     threads: Annotated[int, typer.Option(min=1, help="Of both sides.")] = 1,
+    life: Annotated[bool, typer.Option("--life", help="Also saving, opening, adding and two threads.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of every draw.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -392,7 +393,11 @@ def bench_search(
     else:
         inputs = bench.made_up(items, queries, books, words, tables.value, seed)
     result = bench.run(
-        inputs, profile=profile.value, threads=threads, on_stage=lambda stage: errors.print(f"{stage} ...")
+        inputs,
+        profile=profile.value,
+        threads=threads,
+        has_life=life,
+        on_stage=lambda stage: errors.print(f"{stage} ..."),
     )
     _print_benchmark(result, bench.table, as_json)
 

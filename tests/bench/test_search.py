@@ -44,3 +44,12 @@ def test_what_cannot_be_measured_is_refused():
         search.run(inputs._replace(tables=inputs.tables[:0]))
     with pytest.raises(ConfigError, match="unknown plan 'magic'"):
         search.run(inputs, plans=["magic"])
+
+
+def test_the_life_of_an_index_is_measured(monkeypatch):
+    for name, value in {"MIN_SECONDS": 0, "LIFE_QUERIES": 8, "LIFE_ROUNDS": 1, "LIFE_ADDS": 3}.items():
+        monkeypatch.setattr(search, name, value)
+    result = search.run(search.made_up(3000, 3, 4, 64, "peaked"), ks=(5,), plans=["any"], has_life=True)
+    assert len(result["life"]) == 6
+    assert all(value > 0 for value in result["life"].values())
+    assert "Queries a second, k = 5:" in search.table(result)

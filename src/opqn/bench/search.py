@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -33,7 +34,9 @@ FACE_ROWS: Final = 65_536
 CHECK_ROWS: Final = 65_536
 MIN_SECONDS: Final = 0.2
 """A side is run again until it has taken this long; its best time counts."""
-
+LIFE_QUERIES: Final = 2000
+LIFE_ROUNDS: Final = 5
+LIFE_ADDS: Final = 20_000
 
 Hits: TypeAlias = "tuple[NDArray[np.float32], NDArray[np.int64]]"
 
@@ -123,6 +126,7 @@ def run(
     faiss_queries: int = 5,
     slow_queries: int = 5,
     threads: int = 1,
+    has_life: bool = False,
     on_stage: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Build both indexes, check our answers, and time all of it.
@@ -136,6 +140,8 @@ def run(
         faiss_queries: queries that FAISS is timed on; each costs it the same.
         slow_queries: the same for our scan and bounds.
         threads: of both sides.
+        has_life: whether saving, opening, adding and a second thread are measured too; the index goes into a
+            temporary folder.
         on_stage: told what begins.
 
     Returns:
@@ -173,6 +179,10 @@ def run(
             _check(index, tables[:check], k, plan, wanted)
             ours = _best_seconds(partial(_search, index, some, plan, threads), k) / len(some)
             rows.append({"k": k, "method": f"opqn, {plan}", "milliseconds": 1000 * ours, "ratio": theirs / ours})
+    life = None
+    if has_life:
+        on_stage("saving, opening and adding")
+        life = _measure_life(index, tables, max(ks))
     return {
         "origin": origin,
         "num_items": len(codes),
@@ -186,6 +196,39 @@ def run(
         "bytes_per_item": index.num_bytes / len(codes),
         "build_seconds": build_seconds,
         "rows": rows,
+        "life": life,
+    }
+
+
+def _measure_life(index: CodeIndex, tables: NDArray[np.float32], k: int) -> dict[str, float]:
+    with TemporaryDirectory(prefix="opqn-bench-") as folder:
+        began = time.perf_counter()
+        index.save(folder)
+        saved = time.perf_counter()
+        opened = CodeIndex.load(folder)
+        loaded = time.perf_counter()
+        opened.search(tables[:1], k)
+        searched = time.perf_counter()
+        del opened
+    many = np.concatenate([tables] * -(-LIFE_QUERIES // len(tables)))
+    rates = dict.fromkeys((1, 2), 0.0)
+    for _ in range(LIFE_ROUNDS):  # in turns, so that a slow moment of the machine slows both
+        for threads in rates:
+            start = time.perf_counter()
+            index.search(many, k, threads)
+            rates[threads] = max(rates[threads], len(many) / (time.perf_counter() - start))
+    codes = np.random.default_rng(0).integers(index.num_words, size=(LIFE_ADDS, index.num_books), dtype=np.uint8)
+    start = time.perf_counter()
+    for code in codes:
+        index.add(code[None])
+    added = time.perf_counter() - start
+    return {
+        "save_seconds": saved - began,
+        "open_seconds": loaded - saved,
+        "first_search_seconds": searched - loaded,
+        "add_microseconds": 1e6 * added / len(codes),
+        "queries_a_second": rates[1],
+        "queries_a_second_of_2_threads": rates[2],
     }
 
 
@@ -259,4 +302,14 @@ def table(result: dict[str, Any]) -> str:
         f"{result['num_items'] / result['build_seconds'] / 1e6:.1f} million codes a second; the answers to "
         f"{result['checked_queries']} queries equal a sort of everything, with every plan."
     )
-    return "\n".join([*rows, "", measured])
+    lines = [*rows, "", measured]
+    if life := result["life"]:
+        lines += [
+            "",
+            f"Saved in {life['save_seconds']:.1f} s, opened in {life['open_seconds']:.3f} s (mapped; the first search then took "
+            f"{life['first_search_seconds']:.3f} s). {LIFE_ADDS:,} single codes added, with the merges they cause: "
+            f"{life['add_microseconds']:.0f} microseconds each. Queries a second, k = {max(row['k'] for row in result['rows'])}: "
+            f"{life['queries_a_second']:,.0f} with one thread, {life['queries_a_second_of_2_threads']:,.0f} with two, "
+            f"{life['queries_a_second_of_2_threads'] / life['queries_a_second']:.2f} times as many.",
+        ]
+    return "\n".join(lines)
