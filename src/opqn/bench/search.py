@@ -304,12 +304,13 @@ def table(result: dict[str, Any]) -> str:
     )
     lines = [*rows, "", measured]
     if life := result["life"]:
-        lines += [
-            "",
-            f"Saved in {life['save_seconds']:.1f} s, opened in {life['open_seconds']:.3f} s (mapped; the first search then took "
-            f"{life['first_search_seconds']:.3f} s). {LIFE_ADDS:,} single codes added, with the merges they cause: "
-            f"{life['add_microseconds']:.0f} microseconds each. Queries a second, k = {max(row['k'] for row in result['rows'])}: "
-            f"{life['queries_a_second']:,.0f} with one thread, {life['queries_a_second_of_2_threads']:,.0f} with two, "
-            f"{life['queries_a_second_of_2_threads'] / life['queries_a_second']:.2f} times as many.",
-        ]
+        one, two = life["queries_a_second"], life["queries_a_second_of_2_threads"]
+        k = max(row["k"] for row in result["rows"])
+        told = (
+            f"Saved in {life['save_seconds']:.1f} s, opened in {life['open_seconds']:.3f} s (mapped; the first search "
+            f"then took {life['first_search_seconds']:.3f} s). {LIFE_ADDS:,} single codes added, with the merges they "
+            f"cause: {life['add_microseconds']:.0f} microseconds each. Queries a second at k = {k}: {one:,.0f} with one "
+            f"thread, {two:,.0f} with two, {two / one:.2f} times as many."
+        )
+        lines += ["", told]
     return "\n".join(lines)
