@@ -52,4 +52,4 @@ def test_the_life_of_an_index_is_measured(monkeypatch):
     result = search.run(search.made_up(3000, 3, 4, 64, "peaked"), ks=(5,), plans=["any"], has_life=True)
     assert len(result["life"]) == 6
     assert all(value > 0 for value in result["life"].values())
-    assert "Queries a second at k = 5:" in search.table(result)
+    assert "Queries a second, k = 5:" in search.table(result)

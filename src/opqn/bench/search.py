@@ -309,7 +309,7 @@ def table(result: dict[str, Any]) -> str:
         told = (
             f"Saved in {life['save_seconds']:.1f} s, opened in {life['open_seconds']:.3f} s (mapped; the first search "
             f"then took {life['first_search_seconds']:.3f} s). {LIFE_ADDS:,} single codes added, with the merges they "
-            f"cause: {life['add_microseconds']:.0f} microseconds each. Queries a second at k = {k}: {one:,.0f} with one "
+            f"cause: {life['add_microseconds']:.0f} microseconds each. Queries a second, k = {k}: {one:,.0f} with one "
             f"thread, {two:,.0f} with two, {two / one:.2f} times as many."
         )
         lines += ["", told]
