@@ -24,6 +24,7 @@ check: lint docs ## lint, formatting, types, layers, documentation
 lint: $(VENV)/.dev ## all of check but the documentation
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run -Werror native/src/* native/tests/*
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 

@@ -8,14 +8,14 @@
 namespace opqn {
 namespace {
 
-constexpr double kCellCost = 45;     // a cell begun in a segment
-constexpr double kOrderCost = 90;    // a cell found to be the next in the order of its pair
-constexpr double kNearItemCost = 10; // an item scored out of order, with all codes in the cache
-constexpr double kFarItemCost = 20;  // the same with codes in memory
+constexpr double kCellCost = 45;      // a cell begun in a segment
+constexpr double kOrderCost = 90;     // a cell found to be the next in the order of its pair
+constexpr double kNearItemCost = 10;  // an item scored out of order, with all codes in the cache
+constexpr double kFarItemCost = 20;   // the same with codes in memory
 constexpr double kCacheBytes = 16e6;
 constexpr double kNever = std::numeric_limits<double>::infinity();
 constexpr std::size_t kCellsAhead = 16;  // cells fetched ahead of the one being read
-constexpr std::uint32_t kGather = 2048;    // positions gathered before they are scored
+constexpr std::uint32_t kGather = 2048;  // positions gathered before they are scored
 constexpr std::uint32_t kLookAhead = 1;  // steps considered at a time: a large drop may come after small ones
 
 }  // namespace
@@ -115,7 +115,8 @@ double CellOrder::least_bound() {
     for (const Pair& pair : pairs_) {
         // Eight cells at least have as high a value as the corner of a rectangle of eight.
         double corner = -kNever;
-        for (const auto [i, j] : {std::pair(1u, 8u), std::pair(2u, 4u), std::pair(3u, 3u), std::pair(4u, 2u), std::pair(8u, 1u)}) {
+        for (const auto [i, j] :
+             {std::pair(1u, 8u), std::pair(2u, 4u), std::pair(3u, 3u), std::pair(4u, 2u), std::pair(8u, 1u)}) {
             if (std::max(i, j) <= query_.num_words()) corner = std::max(corner, value(pair, i - 1, j - 1));
         }
         sum += corner;
@@ -231,8 +232,8 @@ std::vector<Cell> cells_of(Query& query, const Choice& counts, std::uint32_t set
     return cells;
 }
 
-double plan_cover(const Group& group, Scorer& scorer, Shares& shares, const LookUpCosts& costs,
-                  std::uint32_t best_set, double limit, std::vector<Cell>& cells) {
+double plan_cover(const Group& group, Scorer& scorer, Shares& shares, const LookUpCosts& costs, std::uint32_t best_set,
+                  double limit, std::vector<Cell>& cells) {
     double best = kNever;
     const auto size = static_cast<double>(group.size);
     // Large sets rule out most and come first: they are cheap wherever the hits stand out.

@@ -77,7 +77,8 @@ private:
     };
 
     double value(const Pair& pair, std::uint32_t i, std::uint32_t j) const {
-        return static_cast<double>(query_.ranked(pair.a, i).value) + static_cast<double>(query_.ranked(pair.b, j).value);
+        return static_cast<double>(query_.ranked(pair.a, i).value) +
+               static_cast<double>(query_.ranked(pair.b, j).value);
     }
     bool has(Pair& pair, std::uint32_t step, double spare);
     Stairs down_to(const Pair& pair, double least);
@@ -93,8 +94,8 @@ private:
 // A number of best words for each book, (M,).
 using Choice = std::vector<std::uint32_t>;
 
-// Bound on items that have at most one chosen word in each set of `set_size` neighbouring books: by how much the best of
-// the chosen words lifts a set above the books' best words left out.
+// Bound on items that have at most one chosen word in each set of `set_size` neighbouring books: by how much the best
+// of the chosen words lifts a set above the books' best words left out.
 double bound_outside(Query& query, const Choice& counts, std::uint32_t set_size);
 
 // Chooses words, the highest entries first, until items with at most one of them in each set are ruled out; then leaves
@@ -111,7 +112,8 @@ bool choose_words(Scorer& scorer, std::uint32_t set_size, double limit, Choice& 
             std::uint32_t book = books;
             for (std::uint32_t m = 0; m < books; ++m) {
                 if (counts[m] + 1 >= query.num_words()) continue;
-                if (book == books || query.ranked(m, counts[m]).value > query.ranked(book, counts[book]).value) book = m;
+                if (book == books || query.ranked(m, counts[m]).value > query.ranked(book, counts[book]).value)
+                    book = m;
             }
             if (book == books) return false;
             ++counts[book];
@@ -139,7 +141,7 @@ std::vector<Cell> cells_of(Query& query, const Choice& counts, std::uint32_t set
 
 // The cheapest cover that proves the answer and its cost, infinite if there is none within `limit`. The cells of
 // each two best words within sets of `best_set` books were visited already, or those of none, if that is 0.
-double plan_cover(const Group& group, Scorer& scorer, Shares& shares, const LookUpCosts& costs,
-                  std::uint32_t best_set, double limit, std::vector<Cell>& cells);
+double plan_cover(const Group& group, Scorer& scorer, Shares& shares, const LookUpCosts& costs, std::uint32_t best_set,
+                  double limit, std::vector<Cell>& cells);
 
 }  // namespace opqn

@@ -6,13 +6,20 @@ namespace opqn {
 
 const char* name_of(Plan plan) {
     switch (plan) {
-        case Plan::kScan: return "scan";
-        case Plan::kBounds: return "bounds";
-        case Plan::kLists: return "lists";
-        case Plan::kCells: return "cells";
-        case Plan::kCover: return "cover";
-        case Plan::kAllowed: return "allowed";
-        default: return "any";
+        case Plan::kScan:
+            return "scan";
+        case Plan::kBounds:
+            return "bounds";
+        case Plan::kLists:
+            return "lists";
+        case Plan::kCells:
+            return "cells";
+        case Plan::kCover:
+            return "cover";
+        case Plan::kAllowed:
+            return "allowed";
+        default:
+            return "any";
     }
 }
 
@@ -21,7 +28,8 @@ std::vector<Group> Group::of(const std::vector<Part>& parts) {
     for (const Part& part : parts) {
         if (part.num_allowed() == 0) continue;
         const Layout& layout = part.segment->layout();
-        auto group = std::find_if(groups.begin(), groups.end(), [&](const Group& other) { return other.layout == layout; });
+        auto group =
+            std::find_if(groups.begin(), groups.end(), [&](const Group& other) { return other.layout == layout; });
         if (group == groups.end()) {
             groups.emplace_back().layout = layout;
             group = groups.end() - 1;

@@ -17,8 +17,8 @@ const char* name_of(Plan plan);
 
 using Costs = std::array<double, static_cast<std::size_t>(Plan::kNumPlans)>;  // estimated, in nanoseconds
 
-// Which items of a segment may be found: bit i % 8 of byte i / 8 for position i, of which only those with ids[id] != 0 count,
-// none from ids.size() on. Null bits mean all, and so does a null ids.
+// Which items of a segment may be found: bit i % 8 of byte i / 8 for position i, of which only those with ids[id] != 0
+// count, none from ids.size() on. Null bits mean all, and so does a null ids.
 struct Mask {
     const std::uint8_t* bits = nullptr;
     std::uint32_t num_set = 0;
@@ -44,7 +44,7 @@ struct Part {
 struct Group {
     Layout layout;
     std::vector<Part> parts;
-    std::uint64_t size = 0;         // codes
+    std::uint64_t size = 0;  // codes
     std::uint64_t num_items = 0;
     std::uint64_t num_allowed = 0;  // of the items
     std::uint32_t num_blocks = 0;
@@ -55,14 +55,14 @@ struct Group {
 
 // What the search of a group did, for people.
 struct Trace {
-    std::vector<Plan> plans;       // in the order they ran
+    std::vector<Plan> plans;  // in the order they ran
     std::uint64_t num_cells = 0;
     std::uint64_t num_lists = 0;
     std::uint64_t num_postings = 0;
-    std::uint64_t num_bounded = 0; // codes whose bound was computed
-    std::uint64_t num_scored = 0;  // codes whose score was computed
-    Costs costs{};                 // 0: not possible
-    double floor_at_choice = 0;    // the score that an item had to reach when the plan was chosen
+    std::uint64_t num_bounded = 0;  // codes whose bound was computed
+    std::uint64_t num_scored = 0;   // codes whose score was computed
+    Costs costs{};                  // 0: not possible
+    double floor_at_choice = 0;     // the score that an item had to reach when the plan was chosen
 };
 
 }  // namespace opqn

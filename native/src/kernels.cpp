@@ -16,7 +16,7 @@ namespace opqn {
 namespace {
 
 std::size_t masks_plain(const std::uint8_t* planes, std::size_t num_groups, std::size_t num_rows,
-                 const std::uint8_t* deficits, std::uint32_t* masks) {
+                        const std::uint8_t* deficits, std::uint32_t* masks) {
     std::size_t count = 0;
     for (std::size_t group = 0; group < num_groups; ++group, planes += num_rows * kGroup) {
         std::uint32_t sums[kGroup] = {};
@@ -37,8 +37,8 @@ std::size_t masks_plain(const std::uint8_t* planes, std::size_t num_groups, std:
 #ifdef OPQN_X86
 
 __attribute__((target("avx2,popcnt"))) std::size_t masks_avx2(const std::uint8_t* planes, std::size_t num_groups,
-                                                std::size_t num_rows, const std::uint8_t* deficits,
-                                                std::uint32_t* masks) {
+                                                              std::size_t num_rows, const std::uint8_t* deficits,
+                                                              std::uint32_t* masks) {
     const __m256i nibble = _mm256_set1_epi8(15);
     const __m256i all = _mm256_set1_epi8(-1);
     std::size_t count = 0;
@@ -63,9 +63,11 @@ __attribute__((target("avx2,popcnt"))) std::size_t masks_avx2(const std::uint8_t
 }
 
 // Two rows of a group fill a register; the last of an odd number of rows takes half of one.
-__attribute__((target("avx512f,avx512bw,avx2,popcnt"))) std::size_t masks_avx512(const std::uint8_t* planes, std::size_t num_groups,
-                                                                   std::size_t num_rows, const std::uint8_t* deficits,
-                                                                   std::uint32_t* masks) {
+__attribute__((target("avx512f,avx512bw,avx2,popcnt"))) std::size_t masks_avx512(const std::uint8_t* planes,
+                                                                                 std::size_t num_groups,
+                                                                                 std::size_t num_rows,
+                                                                                 const std::uint8_t* deficits,
+                                                                                 std::uint32_t* masks) {
     const __m512i nibble = _mm512_set1_epi8(15);
     std::size_t count = 0;
     for (std::size_t group = 0; group < num_groups; ++group, planes += num_rows * kGroup) {
@@ -99,8 +101,8 @@ std::uint32_t neon_mask(uint8x16_t kept) {  // one bit a byte
     return vaddv_u8(vget_low_u8(bits)) | static_cast<std::uint32_t>(vaddv_u8(vget_high_u8(bits))) << 8;
 }
 
-std::size_t masks_neon(const std::uint8_t* planes, std::size_t num_groups, std::size_t num_rows, const std::uint8_t* deficits,
-                std::uint32_t* masks) {
+std::size_t masks_neon(const std::uint8_t* planes, std::size_t num_groups, std::size_t num_rows,
+                       const std::uint8_t* deficits, std::uint32_t* masks) {
     const uint8x16_t nibble = vdupq_n_u8(15);
     const uint8x16_t all = vdupq_n_u8(255);
     std::size_t count = 0;

@@ -63,7 +63,8 @@ std::vector<Part> parts_of(const Segments& segments, const Masks& masks) {
 }
 
 // Segments with the items of each that may be found, for queries with such tables.
-std::vector<Group> view(const Segments& segments, const Masks& masks, const std::optional<Bits>& allowed, const Tables& tables) {
+std::vector<Group> view(const Segments& segments, const Masks& masks, const std::optional<Bits>& allowed,
+                        const Tables& tables) {
     auto parts = parts_of(segments, masks);
     for (Part& part : parts) {
         const Layout& layout = part.segment->layout();
@@ -77,7 +78,8 @@ std::vector<Group> view(const Segments& segments, const Masks& masks, const std:
 
 // Searches with the queries of each thread a few at a time. take(q, hits) is told what was found, from any thread.
 template <class Take>
-void search_all(const std::vector<Group>& groups, const Tables& tables, const Collector& empty, Plan only, unsigned num_threads, Take&& take) {
+void search_all(const std::vector<Group>& groups, const Tables& tables, const Collector& empty, Plan only,
+                unsigned num_threads, Take&& take) {
     // As many as share the work of reading a block, as long as each thread has some.
     constexpr std::size_t kMostAtOnce = 16;
     const std::size_t queries = tables.shape(0), books = tables.shape(1), words = tables.shape(2);
@@ -105,9 +107,11 @@ nb::tuple search_best(Segments segments, Masks masks, Tables tables, std::size_t
     std::vector<std::int64_t> ids(queries * k, -1);
     {
         nb::gil_scoped_release release;
-        search_all(groups, tables, Collector::best(k), plan, num_threads, [&](std::size_t q, const std::vector<Hit>& hits) {
-            for (std::size_t i = 0; i < hits.size(); ++i) scores[q * k + i] = hits[i].score, ids[q * k + i] = hits[i].id;
-        });
+        search_all(groups, tables, Collector::best(k), plan, num_threads,
+                   [&](std::size_t q, const std::vector<Hit>& hits) {
+                       for (std::size_t i = 0; i < hits.size(); ++i)
+                           scores[q * k + i] = hits[i].score, ids[q * k + i] = hits[i].id;
+                   });
     }
     return nb::make_tuple(to_numpy(std::move(scores), {queries, k}), to_numpy(std::move(ids), {queries, k}));
 }
@@ -139,8 +143,9 @@ nb::list explain(Segments segments, Masks masks, Tables tables, std::size_t k, c
     if (tables.shape(0) != 1) throw std::invalid_argument("one table");
     std::deque<Trace> traces;
     std::vector<Job> jobs;
-    jobs.push_back({Query(tables.data(), static_cast<std::uint32_t>(tables.shape(1)), static_cast<std::uint32_t>(tables.shape(2))),
-                    Collector::best(k), &traces});
+    jobs.push_back(
+        {Query(tables.data(), static_cast<std::uint32_t>(tables.shape(1)), static_cast<std::uint32_t>(tables.shape(2))),
+         Collector::best(k), &traces});
     Scratch scratch;
     search(groups, jobs, plan_named(only), scratch);
     nb::list told;
@@ -151,7 +156,8 @@ nb::list explain(Segments segments, Masks masks, Tables tables, std::size_t k, c
         for (Plan plan : trace.plans) plans.append(name_of(plan));
         nb::dict costs;
         for (std::size_t p = 0; p < trace.costs.size(); ++p) {
-            if (trace.costs[p] > 0 && std::isfinite(trace.costs[p])) costs[name_of(static_cast<Plan>(p))] = trace.costs[p] / 1000;
+            if (trace.costs[p] > 0 && std::isfinite(trace.costs[p]))
+                costs[name_of(static_cast<Plan>(p))] = trace.costs[p] / 1000;
         }
         entry["num_segments"] = groups[i].parts.size();
         entry["num_items"] = groups[i].num_items;
@@ -193,8 +199,8 @@ std::optional<std::pair<std::size_t, bool>> first_bad_table(Tables tables) {
     return std::nullopt;
 }
 
-std::shared_ptr<const Segment> build(Codes codes, Ids ids, std::uint32_t num_words, std::uint32_t clique, bool has_lists,
-                                     bool has_planes, unsigned num_threads) {
+std::shared_ptr<const Segment> build(Codes codes, Ids ids, std::uint32_t num_words, std::uint32_t clique,
+                                     bool has_lists, bool has_planes, unsigned num_threads) {
     const std::size_t books = codes.shape(1);
     if (ids.shape(0) != codes.shape(0)) throw std::invalid_argument("one id for each code");
     if (books < 1 || books > 64 || num_words < 2 || num_words > 256) throw std::invalid_argument("no such codes");
@@ -225,8 +231,8 @@ nb::ndarray<nb::numpy, std::int64_t> find(const Segment& segment, Ids ids) {
 
 // One segment of the items of several that `masks` leaves; as build() makes it. All of it without the GIL, so that
 // searches go on.
-std::shared_ptr<const Segment> merge(Segments segments, Masks masks, std::uint32_t clique, bool has_lists, bool has_planes,
-                                     unsigned num_threads) {
+std::shared_ptr<const Segment> merge(Segments segments, Masks masks, std::uint32_t clique, bool has_lists,
+                                     bool has_planes, unsigned num_threads) {
     const std::vector<Part> parts = parts_of(segments, masks);
     if (parts.empty()) throw std::invalid_argument("nothing to merge");
     nb::gil_scoped_release release;
@@ -273,7 +279,8 @@ nb::dict arrays_of(const std::shared_ptr<const Segment>& segment) {
     nb::dict found;
     for (const auto& [name, bytes] : segment->arrays()) {
         auto* kept = new std::shared_ptr<const Segment>(segment);
-        nb::capsule owner(kept, [](void* pointer) noexcept { delete static_cast<std::shared_ptr<const Segment>*>(pointer); });
+        nb::capsule owner(kept,
+                          [](void* pointer) noexcept { delete static_cast<std::shared_ptr<const Segment>*>(pointer); });
         found[name.c_str()] = nb::ndarray<nb::numpy, const std::uint8_t>(bytes.data(), {bytes.size()}, owner);
     }
     return found;
@@ -282,7 +289,8 @@ nb::dict arrays_of(const std::shared_ptr<const Segment>& segment) {
 std::shared_ptr<const Segment> from_arrays(nb::dict arrays, std::uint32_t size, std::int64_t first_id,
                                            std::uint32_t num_books, std::uint32_t num_words, std::uint32_t clique,
                                            bool has_lists, bool has_planes) {
-    if (num_books < 1 || num_books > 64 || num_words < 2 || num_words > 256) throw CorruptError("a segment of no such codes");
+    if (num_books < 1 || num_books > 64 || num_words < 2 || num_words > 256)
+        throw CorruptError("a segment of no such codes");
     if (clique % 2 || clique > 64) throw CorruptError("cliques are of an even number of books");
     Segment::Arrays views;
     auto kept = std::make_shared<std::vector<Bytes>>();
@@ -318,16 +326,17 @@ NB_MODULE(_native, module) {
         .def("find", &find, nb::arg("ids"));
     module.def("arrays_of", &arrays_of, nb::arg("segment"));
     module.def("from_arrays", &from_arrays, nb::arg("arrays"), nb::kw_only(), nb::arg("size"), nb::arg("first_id"),
-               nb::arg("num_books"), nb::arg("num_words"), nb::arg("clique"), nb::arg("has_lists"), nb::arg("has_planes"));
+               nb::arg("num_books"), nb::arg("num_words"), nb::arg("clique"), nb::arg("has_lists"),
+               nb::arg("has_planes"));
     module.attr("MAX_ITEMS") = kMaxItems;
-    module.def("build", &build, nb::arg("codes"), nb::arg("ids"), nb::kw_only(), nb::arg("num_words"), nb::arg("clique"),
-               nb::arg("has_lists"), nb::arg("has_planes"), nb::arg("num_threads") = 1);
+    module.def("build", &build, nb::arg("codes"), nb::arg("ids"), nb::kw_only(), nb::arg("num_words"),
+               nb::arg("clique"), nb::arg("has_lists"), nb::arg("has_planes"), nb::arg("num_threads") = 1);
     module.def("search", &search_best, nb::arg("segments"), nb::arg("masks"), nb::arg("tables"), nb::arg("k"),
                nb::arg("num_threads") = 1, nb::arg("plan") = "any", nb::arg("allowed") = nb::none());
     module.def("search_within", &search_within, nb::arg("segments"), nb::arg("masks"), nb::arg("tables"),
                nb::arg("threshold"), nb::arg("num_threads") = 1, nb::arg("allowed") = nb::none());
-    module.def("merge", &merge, nb::arg("segments"), nb::arg("masks"), nb::kw_only(), nb::arg("clique"), nb::arg("has_lists"),
-               nb::arg("has_planes"), nb::arg("num_threads") = 1);
+    module.def("merge", &merge, nb::arg("segments"), nb::arg("masks"), nb::kw_only(), nb::arg("clique"),
+               nb::arg("has_lists"), nb::arg("has_planes"), nb::arg("num_threads") = 1);
     module.def("explain", &explain, nb::arg("segments"), nb::arg("masks"), nb::arg("tables"), nb::arg("k"),
                nb::arg("plan") = "any");
     module.def("first_bad_table", &first_bad_table, nb::arg("tables"));

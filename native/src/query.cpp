@@ -11,19 +11,24 @@ namespace {
 
 constexpr std::uint32_t kLanes = 32;  // strided sets of words whose maxima choose the first ranked ones
 constexpr std::uint32_t kMostWords = 256;
-constexpr std::uint32_t kFirst = 8;   // words ranked at least; a peaked row needs no more
+constexpr std::uint32_t kFirst = 8;  // words ranked at least; a peaked row needs no more
 
 // Numbers that are in order where words are: by value, highest first, then by number.
 std::uint64_t key_of(float value, std::uint32_t word) {
     const auto bits = std::bit_cast<std::uint32_t>(value);
-    const std::uint32_t ascending = bits ^ (static_cast<std::uint32_t>(static_cast<std::int32_t>(bits) >> 31) | 0x80000000u);
+    const std::uint32_t ascending =
+        bits ^ (static_cast<std::uint32_t>(static_cast<std::int32_t>(bits) >> 31) | 0x80000000u);
     return static_cast<std::uint64_t>(~ascending) << 32 | word;
 }
 
 }  // namespace
 
 Query::Query(const float* table, std::uint32_t num_books, std::uint32_t num_words)
-    : table_(table, table + num_books * num_words), num_books_(num_books), num_words_(num_words), highest_(num_books), ranked_(num_books) {
+    : table_(table, table + num_books * num_words),
+      num_books_(num_books),
+      num_words_(num_words),
+      highest_(num_books),
+      ranked_(num_books) {
     table_.resize(table_.size() + 256, 0.0f);
     double largest_sum = 0;
     for (std::uint32_t m = 0; m < num_books; ++m) {
@@ -73,7 +78,8 @@ void Query::rank_first(std::uint32_t book) {
 
 void Query::rank_more(std::uint32_t book, std::uint32_t least) {
     const float* row = table_.data() + book * num_words_;
-    const std::uint32_t count = std::min(std::max(least, static_cast<std::uint32_t>(3 * ranked_[book].size())), num_words_);
+    const std::uint32_t count =
+        std::min(std::max(least, static_cast<std::uint32_t>(3 * ranked_[book].size())), num_words_);
     std::array<std::uint64_t, kMostWords> keys;
     for (std::uint32_t j = 0; j < num_words_; ++j) keys[j] = key_of(row[j], j);
     if (count < num_words_) std::nth_element(keys.begin(), keys.begin() + count, keys.begin() + num_words_);

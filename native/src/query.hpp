@@ -53,8 +53,8 @@ private:
     std::uint32_t num_books_, num_words_;
     bool is_finite_;
     double sum_of_highest_ = 0, sum_of_means_ = 0, slack_ = 0;
-    std::vector<float> highest_;               // (M,)
-    std::vector<std::vector<Word>> ranked_;    // (M, as many as were asked for)
+    std::vector<float> highest_;             // (M,)
+    std::vector<std::vector<Word>> ranked_;  // (M, as many as were asked for)
 };
 
 }  // namespace opqn

@@ -8,7 +8,7 @@ namespace opqn {
 namespace {
 
 constexpr std::size_t kIdsAhead = 8;  // candidates whose ids are fetched ahead, in two steps
-constexpr std::size_t kAhead = 24;  // codes fetched ahead of the one being scored
+constexpr std::size_t kAhead = 24;    // codes fetched ahead of the one being scored
 
 }  // namespace
 
@@ -53,7 +53,8 @@ void Scorer::scan_shape(const Part& part, std::uint32_t begin, std::uint32_t end
         if (std::max(std::max(sums[0], sums[1]), std::max(sums[2], sums[3])) < floor) continue;
         for (std::uint32_t i = 0; i < kAtOnce; ++i) {
             // Where all scores tie, as with a table of equal entries, ids decide, and nearly all are turned down here.
-            if (sums[i] > floor || (sums[i] == floor && part.segment->id(part.segment->items(number + i).first) <= floor_id)) {
+            if (sums[i] > floor ||
+                (sums[i] == floor && part.segment->id(part.segment->items(number + i).first) <= floor_id)) {
                 offer(part, sums[i], number + i);
                 floor = found.floor();
                 floor_id = found.floor_id();
@@ -88,7 +89,8 @@ void Scorer::score_numbers(const Part& part) {
     // The best ones first: they raise the floor above most of the others, whose ids are then never read from memory.
     const std::size_t first = std::min(found.wanted(), candidates.size());
     const auto comes_first = [](const Candidate& a, const Candidate& b) { return a.score > b.score; };
-    if (first < candidates.size()) std::nth_element(candidates.begin(), candidates.begin() + first, candidates.end(), comes_first);
+    if (first < candidates.size())
+        std::nth_element(candidates.begin(), candidates.begin() + first, candidates.end(), comes_first);
     offer_all(part, {candidates.begin(), candidates.begin() + first});
     const float higher = found.floor();
     const auto end = std::remove_if(candidates.begin() + first, candidates.end(),

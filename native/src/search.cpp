@@ -14,11 +14,11 @@ namespace {
 constexpr std::uint32_t kSmall = 2048;  // items that are not worth a plan
 constexpr double kNever = std::numeric_limits<double>::infinity();
 constexpr double kWorthThinking = 30e3;  // nanoseconds: below, a plan runs sooner than a better one is found
-// A costly plan may become a cheap one with better hits. So this part of its cost is spent on looking for them, as often
-// as cells promise to prove the answer for so many times that cost.
+// A costly plan may become a cheap one with better hits. So this part of its cost is spent on looking for them, as
+// often as cells promise to prove the answer for so many times that cost.
 constexpr double kInvested = 1.0 / 32, kPromising = 2;
 constexpr double kWorthInvesting = 100e3;  // nanoseconds
-constexpr std::uint32_t kBestSet = 4;  // books of which at least the cells of each two best words are visited
+constexpr std::uint32_t kBestSet = 4;      // books of which at least the cells of each two best words are visited
 constexpr int kMostInvestments = 3;
 constexpr double kMaskCost = 0.02;  // a bit of a mask looked at
 constexpr double kAnyLimit = 64;    // times a scan, that a plan which was asked for may cost
@@ -72,9 +72,7 @@ private:
     bool wants(Plan plan) const { return only_ == Plan::kNumPlans || only_ == plan; }
     Plan cheapest() const { return static_cast<Plan>(std::min_element(costs_.begin(), costs_.end()) - costs_.begin()); }
     // What a plan that looks items up may cost.
-    double limit() {
-        return only_ == Plan::kNumPlans ? cost(cheapest()) : kAnyLimit * cost(Plan::kScan);
-    }
+    double limit() { return only_ == Plan::kNumPlans ? cost(cheapest()) : kAnyLimit * cost(Plan::kScan); }
 
     void trace(Plan plan) {
         if (scorer_.trace) scorer_.trace->plans.push_back(plan);
@@ -115,7 +113,8 @@ private:
         std::uint32_t best_set = group_.layout.clique;
         const auto list_best = [&] {
             best = cells_of(query_, Choice(query_.num_books(), 1), best_set, true);
-            std::erase_if(best, [&](const Cell& cell) { return cell.a % 2 == 0 && cell.b == cell.a + 1 && taken[cell.a / 2]; });
+            std::erase_if(
+                best, [&](const Cell& cell) { return cell.a % 2 == 0 && cell.b == cell.a + 1 && taken[cell.a / 2]; });
             return cost_of(group_, best, look_up_);
         };
         double best_cost = list_best();
@@ -135,7 +134,8 @@ private:
         std::vector<Cell> cover;
         const auto plan_cover = [&] {
             if (!wants(Plan::kCover)) return;
-            cost(Plan::kCover) = opqn::plan_cover(group_, scorer_, shares_, look_up_, is_cheap ? best_set : 0, limit(), cover);
+            cost(Plan::kCover) =
+                opqn::plan_cover(group_, scorer_, shares_, look_up_, is_cheap ? best_set : 0, limit(), cover);
         };
         plan_cover();
         if (only_ != Plan::kNumPlans || limit() > kWorthThinking) {
@@ -181,9 +181,7 @@ private:
         return false;
     }
 
-    Plan choice() {
-        return only_ == Plan::kNumPlans || cost(only_) == kNever ? cheapest() : only_;
-    }
+    Plan choice() { return only_ == Plan::kNumPlans || cost(only_) == kNever ? cheapest() : only_; }
 
     void note_choice() {
         if (scorer_.trace) scorer_.trace->costs = costs_, scorer_.trace->floor_at_choice = found_.floor();
@@ -237,7 +235,8 @@ void walk_together(const Group& group, std::vector<std::unique_ptr<Search>>& sea
         const std::uint32_t size = part.segment->num_codes();
         for (std::uint32_t begin = 0; begin < size && !walking.empty(); begin += kBlock) {
             const std::uint32_t end = std::min(begin + kBlock, size);
-            std::erase_if(walking, [&](Search* search) { return is_over(search, search->walk().step(part, begin, end)); });
+            std::erase_if(walking,
+                          [&](Search* search) { return is_over(search, search->walk().step(part, begin, end)); });
         }
     }
     for (Search* search : walking) is_over(search, search->walk().finish());

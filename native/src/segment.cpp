@@ -33,7 +33,8 @@ void* allocate_pages(std::size_t bytes) {
     constexpr std::size_t kHugePage = 1u << 21;
     const bool is_large = bytes >= 4 * kHugePage;
     const std::size_t alignment = is_large ? kHugePage : 64;
-    void* memory = std::aligned_alloc(alignment, (std::max<std::size_t>(bytes, 1) + alignment - 1) / alignment * alignment);
+    void* memory =
+        std::aligned_alloc(alignment, (std::max<std::size_t>(bytes, 1) + alignment - 1) / alignment * alignment);
     if (!memory) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
     if (is_large) madvise(memory, bytes, MADV_HUGEPAGE);
@@ -69,8 +70,9 @@ std::vector<std::uint32_t> count_all_words(const std::uint8_t* codes, std::uint3
 // put(place, position) for each item. Sorting by one word after the other writes to K places at a time, which a cache
 // can hold, and not to K * K.
 template <class Put>
-void sort_by_cell(const std::uint8_t* codes, std::uint32_t size, const Layout& layout, std::span<const std::uint32_t> counts,
-                  std::uint32_t a, std::uint32_t b, std::span<std::uint32_t> starts, Put&& put) {
+void sort_by_cell(const std::uint8_t* codes, std::uint32_t size, const Layout& layout,
+                  std::span<const std::uint32_t> counts, std::uint32_t a, std::uint32_t b,
+                  std::span<std::uint32_t> starts, Put&& put) {
     static_assert(kMaxItems <= 1u << 24, "a position and a word share 32 bits");
     const std::uint32_t words = layout.num_words;
     std::vector<std::uint32_t> next(words), sorted(size);
@@ -113,7 +115,8 @@ std::vector<std::uint32_t> sort_items(const std::uint8_t* codes, const std::int6
     const auto comes_first = [&](const Key& x, const Key& y) {
         if (x.words != y.words) return x.words < y.words;
         if (last < books) {
-            const int rest = std::memcmp(codes + x.position * books + last, codes + y.position * books + last, books - last);
+            const int rest =
+                std::memcmp(codes + x.position * books + last, codes + y.position * books + last, books - last);
             if (rest != 0) return rest < 0;
         }
         return ids[x.position] < ids[y.position];
@@ -253,9 +256,12 @@ std::shared_ptr<const Segment> Segment::from_arrays(const Layout& layout, std::u
     std::size_t num_taken = 0;
     const auto take = [&]<class T>(std::span<const T>& values, const std::string& name, std::size_t count) {
         const auto found = arrays.find(name);
-        const std::span<const std::uint8_t> bytes = found == arrays.end() ? std::span<const std::uint8_t>() : found->second;
-        if (bytes.size() != count * sizeof(T)) throw CorruptError("the array " + name + " of a segment has the wrong size");
-        if (reinterpret_cast<std::uintptr_t>(bytes.data()) % alignof(T)) throw CorruptError("the array " + name + " is not aligned");
+        const std::span<const std::uint8_t> bytes =
+            found == arrays.end() ? std::span<const std::uint8_t>() : found->second;
+        if (bytes.size() != count * sizeof(T))
+            throw CorruptError("the array " + name + " of a segment has the wrong size");
+        if (reinterpret_cast<std::uintptr_t>(bytes.data()) % alignof(T))
+            throw CorruptError("the array " + name + " is not aligned");
         values = {reinterpret_cast<const T*>(bytes.data()), count};
         num_taken += found != arrays.end();
         segment->num_bytes_ += bytes.size();
@@ -320,9 +326,9 @@ std::uint32_t Segment::find(std::int64_t id) const {
         const std::uint64_t number = static_cast<std::uint64_t>(id) - static_cast<std::uint64_t>(first_id_);
         return number < order_.size() && order_[number] ? order_[number] - 1 : size_;
     }
-    const auto place = std::lower_bound(order_.begin(), order_.end(), id, [&](std::uint32_t position, std::int64_t wanted) {
-        return this->id(position) < wanted;
-    });
+    const auto place =
+        std::lower_bound(order_.begin(), order_.end(), id,
+                         [&](std::uint32_t position, std::int64_t wanted) { return this->id(position) < wanted; });
     return place != order_.end() && this->id(*place) == id ? *place : size_;
 }
 

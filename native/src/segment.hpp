@@ -30,7 +30,7 @@ struct Layout {
     bool has_lists = false;
     bool has_planes = false;
 
-    std::uint32_t num_rows() const { return (num_books + 1) / 2; }  // of the planes
+    std::uint32_t num_rows() const { return (num_books + 1) / 2; }                             // of the planes
     std::size_t num_cells() const { return static_cast<std::size_t>(num_words) * num_words; }  // of a pair
     // Words above 16 share nibbles: a nibble is the word's highest four bits.
     std::uint32_t nibble_shift() const {
@@ -57,8 +57,8 @@ struct PairCells {
     }
 };
 
-// Items in the order of their codes; items of the same code, in the order of their ids. Where many share their codes each
-// code is kept once, with the items that have it; all other structures are about codes and know nothing of items.
+// Items in the order of their codes; items of the same code, in the order of their ids. Where many share their codes
+// each code is kept once, with the items that have it; all other structures are about codes and know nothing of items.
 class Segment {
 public:
     Segment(const Segment&) = delete;
@@ -74,8 +74,8 @@ public:
     // used, so that a damaged file gives an error or a wrong hit, and never a read outside of the arrays.
     static std::shared_ptr<const Segment> from_arrays(const Layout& layout, std::uint32_t size, std::int64_t first_id,
                                                       const Arrays& arrays, std::shared_ptr<void> owner);
-    // codes, code_starts, narrow_ids or wide_ids, planes, list_starts, postings, and for pair p: starts.p and positions.p.
-    // Empty ones are left out.
+    // codes, code_starts, narrow_ids or wide_ids, planes, list_starts, postings, and for pair p: starts.p and
+    // positions.p. Empty ones are left out.
     Arrays arrays() const;
 
     std::uint32_t size() const { return size_; }            // items, n
@@ -107,7 +107,8 @@ public:
     }
     std::int64_t id(std::uint32_t position) const {
         // Unsigned, as the sum may be anything in a damaged file.
-        if (wide_ids_.empty()) return static_cast<std::int64_t>(static_cast<std::uint64_t>(first_id_) + narrow_ids_[position]);
+        if (wide_ids_.empty())
+            return static_cast<std::int64_t>(static_cast<std::uint64_t>(first_id_) + narrow_ids_[position]);
         return wide_ids_[position];
     }
 
@@ -177,14 +178,14 @@ private:
     std::span<const std::uint32_t> list_starts_;  // (blocks * (M * K + 1),) counted from the block's first posting
     std::span<const std::uint16_t> postings_;     // (U * M,)
     std::vector<PairCells> pairs_;
-    std::vector<std::int32_t> pair_numbers_;      // (M * M,)
-    std::vector<std::shared_ptr<void>> memory_;   // what the arrays lie in
+    std::vector<std::int32_t> pair_numbers_;     // (M * M,)
+    std::vector<std::shared_ptr<void>> memory_;  // what the arrays lie in
     std::size_t num_bytes_ = 0;
     mutable std::once_flag words_counted_;
     mutable std::vector<std::uint32_t> word_counts_;  // (M * K,), made when first needed
     mutable std::once_flag order_made_;
-    // Made when first needed: where ids lie close together one more than the position of each id from first_id_ on, or 0;
-    // else positions by ascending id, (n,).
+    // Made when first needed: where ids lie close together one more than the position of each id from first_id_ on, or
+    // 0; else positions by ascending id, (n,).
     mutable std::vector<std::uint32_t> order_;
     mutable bool is_direct_ = false;
 };

@@ -102,7 +102,7 @@ private:
     std::size_t k_;
     float floor_;
     std::vector<Hit> hits_;  // a heap whose front is the last in order
-    IdSet met_;  // evicted ones stay: they would not be taken again
+    IdSet met_;              // evicted ones stay: they would not be taken again
 };
 
 }  // namespace opqn

@@ -32,7 +32,9 @@ constexpr double kLowest = -std::numeric_limits<double>::infinity();
 // --- scan
 
 ScanWalk::ScanWalk(const Group& group, Scorer scorer)
-    : scorer_(scorer), size_(static_cast<double>(group.size)), has_cells_(group.layout.clique >= 2 && group.layout.num_books >= 2 && scorer.query.is_finite()) {
+    : scorer_(scorer),
+      size_(static_cast<double>(group.size)),
+      has_cells_(group.layout.clique >= 2 && group.layout.num_books >= 2 && scorer.query.is_finite()) {
     for (std::uint32_t m = 2; m < group.layout.num_books; ++m) rest_ += scorer_.query.highest(m);
     gap_ = static_cast<std::uint32_t>(kRunCost / (kScanCost * group.layout.num_books)) + 1;
 }
@@ -107,7 +109,12 @@ Walk::State ScanWalk::step(const Part& part, std::uint32_t begin, std::uint32_t 
 // --- bounds
 
 BoundsWalk::BoundsWalk(const Group& group, Scorer scorer)
-    : group_(group), scorer_(scorer), scan_(group, scorer), gaps_(group.layout.num_books * 16, kNever), deficits_for_(kNever), guess_(kLowest) {
+    : group_(group),
+      scorer_(scorer),
+      scan_(group, scorer),
+      gaps_(group.layout.num_books * 16, kNever),
+      deficits_for_(kNever),
+      guess_(kLowest) {
     const Query& query = scorer_.query;
     const std::uint32_t words = query.num_words(), shift = group.layout.nibble_shift();
     for (std::uint32_t m = 0; m < query.num_books(); ++m) {
@@ -152,7 +159,8 @@ void BoundsWalk::find_deficits(double floor) {
     deficits_for_ = floor;
 }
 
-// Items of num_groups groups, at most kBlock / kGroup, that may reach the floor of find_deficits; bits in scratch.masks.
+// Items of num_groups groups, at most kBlock / kGroup, that may reach the floor of find_deficits; bits in
+// scratch.masks.
 std::size_t BoundsWalk::find_masks(const Part& part, std::uint32_t first_group, std::uint32_t num_groups) {
     const std::uint32_t rows = group_.layout.num_rows();
     const std::uint8_t* planes = part.segment->planes().data() + static_cast<std::size_t>(first_group) * rows * kGroup;
@@ -167,8 +175,8 @@ double BoundsWalk::sample(std::size_t& count) {
     double size = 0;
     for (const Part& part : group_.parts) {
         const std::uint32_t num_groups = part.segment->num_codes() / kGroup;
-        const auto num_chunks = static_cast<std::uint32_t>(
-            std::ceil(kSampleChunks * static_cast<double>(part.segment->num_codes()) / static_cast<double>(group_.size)));
+        const auto num_chunks = static_cast<std::uint32_t>(std::ceil(
+            kSampleChunks * static_cast<double>(part.segment->num_codes()) / static_cast<double>(group_.size)));
         if (num_groups < 4 * num_chunks * kSampleGroups) continue;
         for (std::uint32_t chunk = 0; chunk < num_chunks; ++chunk) {
             count += find_masks(part, chunk * (num_groups / num_chunks), kSampleGroups);
@@ -247,7 +255,8 @@ ListsWalk::ListsWalk(const Group& group, Scorer scorer, Shares& shares, double l
     Query& query = scorer_.query;
     const std::uint32_t books = query.num_books();
     const auto cost = [&](const Choice& counts) {
-        // Shares of items with none and with one of the words, as if books were independent; those with more are scored.
+        // Shares of items with none and with one of the words, as if books were independent; those with more are
+        // scored.
         double postings = 0, none = 1, one = 0;
         for (std::uint32_t m = 0; m < books; ++m) {
             const double share = shares.of(m, counts[m]);

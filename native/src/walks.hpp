@@ -44,7 +44,7 @@ private:
     Scorer scorer_;
     double size_;
     bool has_cells_;
-    double rest_ = 0;  // the highest of all books but the first two
+    double rest_ = 0;    // the highest of all books but the first two
     std::uint32_t gap_;  // of items that take as long to scan as a new run takes to begin
     std::uint32_t plain_blocks_ = 0;
 };
@@ -76,7 +76,7 @@ private:
     std::vector<double> gaps_;  // (M * 16,) from the highest entry of a book to that of a nibble
     double typical_ = 0;        // the sum of the books' middle gaps
     std::vector<std::uint8_t> deficits_;
-    double deficits_for_;       // the floor that they belong to
+    double deficits_for_;  // the floor that they belong to
     double guess_;
     std::uint32_t blocks_to_scan_ = 0;
     std::uint64_t num_seen_ = 0, num_passed_ = 0;

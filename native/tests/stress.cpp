@@ -1,5 +1,5 @@
-// Runs the core under a sanitizer, without Python: random segments against a sort of everything, damaged arrays, threads.
-// Usage: stress SEED ROUNDS. Prints what went wrong and returns 1, or returns 0.
+// Runs the core under a sanitizer, without Python: random segments against a sort of everything, damaged arrays,
+// threads. Usage: stress SEED ROUNDS. Prints what went wrong and returns 1, or returns 0.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -87,7 +87,8 @@ std::vector<std::vector<Hit>> find(const std::vector<const Segment*>& segments, 
     std::deque<Trace> traces;
     std::vector<Job> jobs;
     for (const std::vector<float>* table : {&drawn.table, static_cast<const std::vector<float>*>(&other)}) {
-        jobs.push_back({Query(table->data(), drawn.layout.num_books, drawn.layout.num_words), Collector::best(drawn.k), &traces});
+        jobs.push_back(
+            {Query(table->data(), drawn.layout.num_books, drawn.layout.num_words), Collector::best(drawn.k), &traces});
     }
     Scratch scratch;
     search(Group::of(parts), jobs, plan, scratch);
@@ -107,7 +108,8 @@ bool plans_agree(const Case& drawn, const Segment& segment, const Segment& first
             for (const auto& segments : {std::vector{&segment}, std::vector{&first, &rest}}) {
                 const auto found = find(segments, drawn, static_cast<Plan>(plan));
                 if (!same(found[0], expected) || !same(found[1], others)) {
-                    std::printf("plan %s, kernel %s: other hits\n", name_of(static_cast<Plan>(plan)), kernel.name.c_str());
+                    std::printf("plan %s, kernel %s: other hits\n", name_of(static_cast<Plan>(plan)),
+                                kernel.name.c_str());
                     return false;
                 }
             }
@@ -115,7 +117,8 @@ bool plans_agree(const Case& drawn, const Segment& segment, const Segment& first
     }
     for (std::uint32_t i = 0; i < drawn.size(); i += 7) {
         const std::uint32_t position = segment.find(drawn.ids[i]);
-        if (position >= segment.size() || segment.id(position) != drawn.ids[i]) return std::puts("an id is lost"), false;
+        if (position >= segment.size() || segment.id(position) != drawn.ids[i])
+            return std::puts("an id is lost"), false;
     }
     return true;
 }
@@ -129,7 +132,8 @@ void search_damaged(Random& random, const Case& drawn, const Segment& segment) {
         auto& copy = copies->emplace_back(bytes.begin(), bytes.end());
         if (below(random, 2)) {
             const std::uint32_t changes = 1 + below(random, static_cast<std::uint32_t>(copy.size()));
-            for (std::uint32_t i = 0; i < changes; ++i) copy[random() % copy.size()] = static_cast<std::uint8_t>(random());
+            for (std::uint32_t i = 0; i < changes; ++i)
+                copy[random() % copy.size()] = static_cast<std::uint8_t>(random());
         }
         arrays[name] = copy;
     }
