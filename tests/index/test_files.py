@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from unittest.mock import patch
@@ -87,6 +88,27 @@ def test_a_loaded_index_is_changed_and_saved_to_another_folder(saved, tmp_path):
     loaded.merge()
     loaded.save(tmp_path / "copy")
     assert_same_hits(CodeIndex.load(tmp_path / "copy"), index)
+
+
+def test_an_index_is_changed_and_searched_while_it_is_saved(tmp_path, monkeypatch):
+    index = CodeIndex(4, 32)
+    index.add(np.zeros((40, 4), dtype=np.uint8))
+    write = files.save
+
+    def save_and_change(*arguments):
+        other = threading.Thread(target=lambda: (index.add(np.ones((5, 4), dtype=np.uint8)), index.remove([0])))
+        other.start()
+        other.join(timeout=60)
+        assert not other.is_alive(), "save held up a change"
+        return write(*arguments)
+
+    monkeypatch.setattr(files, "save", save_and_change)
+    index.save(tmp_path)
+    assert len(index) == 44
+    assert len(CodeIndex.load(tmp_path)) == 40, "what was there when save was called"
+    monkeypatch.undo()
+    index.save(tmp_path)
+    assert len(CodeIndex.load(tmp_path)) == 44
 
 
 def test_an_index_of_every_format_version_is_loaded():
