@@ -207,9 +207,9 @@ std::shared_ptr<const Segment> build(Codes codes, Ids ids, std::uint32_t num_wor
     if (clique % 2 || clique > 64) throw std::invalid_argument("cliques are of an even number of books");
     const std::uint8_t* data = codes.data();
     nb::gil_scoped_release release;
-    for (std::size_t i = 0; i < codes.size(); ++i) {
-        if (data[i] >= num_words) throw std::invalid_argument("a code is not below the number of words");
-    }
+    std::uint8_t highest = 0;
+    for (std::size_t i = 0; i < codes.size(); ++i) highest = std::max(highest, data[i]);
+    if (codes.size() && highest >= num_words) throw std::invalid_argument("a code is not below the number of words");
     const Layout layout{static_cast<std::uint32_t>(books), num_words, clique, has_lists, has_planes};
     if (codes.shape(0) > kMaxItems) throw std::invalid_argument("a segment holds at most 2^24 items");
     return Segment::build(layout, data, ids.data(), static_cast<std::uint32_t>(codes.shape(0)), num_threads);

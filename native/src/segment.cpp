@@ -147,27 +147,25 @@ std::shared_ptr<const Segment> Segment::build(const Layout& layout, const std::u
     segment->layout_ = layout;
     segment->size_ = size;
     const std::size_t books = layout.num_books;
-    // Without structures it is a tail, which is made anew with every addition.
+    // Without structures it is a tail, which is made anew with every addition: nothing is sorted then.
     const bool is_sorted = layout.has_planes || layout.has_lists || layout.clique;
-    std::vector<std::uint32_t> order(is_sorted ? 0 : size);
+    std::vector<std::uint32_t> order;
     if (is_sorted) order = sort_items(codes, ids, size, layout, num_threads);
-    else std::iota(order.begin(), order.end(), 0);
-    const auto code_of = [&](std::uint32_t position) { return codes + order[position] * books; };
-
-    std::uint32_t num_distinct = 0;
-    std::int64_t low = size ? ids[0] : 0, high = low;
-    for (std::uint32_t i = 0; i < size; ++i) {
-        num_distinct += !is_sorted || i == 0 || std::memcmp(code_of(i), code_of(i - 1), books) != 0;
-        low = std::min(low, ids[i]), high = std::max(high, ids[i]);
-    }
+    const auto code_of = [&](std::uint32_t place) { return codes + order[place] * books; };
+    const auto is_new = [&](std::uint32_t place) {
+        return place == 0 || std::memcmp(code_of(place), code_of(place - 1), books) != 0;
+    };
+    std::uint32_t num_distinct = is_sorted ? 0 : size;
+    for (std::uint32_t i = 0; is_sorted && i < size; ++i) num_distinct += is_new(i);
     // Where hardly two items share a code it takes less to keep a code for each item.
     const bool is_shared = num_distinct <= size / 4 * 3;
     segment->num_codes_ = is_shared ? num_distinct : size;
     auto own_codes = segment->allocate<std::uint8_t>(segment->num_codes_ * books);
     auto starts = segment->allocate<std::uint32_t>(is_shared ? num_distinct + 1 : 0);
+    if (!is_sorted && size) std::memcpy(own_codes.data(), codes, size * books);
     std::uint32_t number = 0;
-    for (std::uint32_t i = 0; i < size; ++i) {
-        if (is_shared && i > 0 && std::memcmp(code_of(i), code_of(i - 1), books) == 0) continue;
+    for (std::uint32_t i = 0; is_sorted && i < size; ++i) {
+        if (is_shared && !is_new(i)) continue;
         std::memcpy(own_codes.data() + number * books, code_of(i), books);
         if (is_shared) starts[number] = i;
         ++number;
@@ -176,14 +174,17 @@ std::shared_ptr<const Segment> Segment::build(const Layout& layout, const std::u
     segment->codes_ = own_codes;
     segment->code_starts_ = starts;
 
+    std::int64_t low = size ? ids[0] : 0, high = low;
+    for (std::uint32_t i = 0; i < size; ++i) low = std::min(low, ids[i]), high = std::max(high, ids[i]);
+    const auto id_of = [&](std::uint32_t place) { return ids[is_sorted ? order[place] : place]; };
     segment->first_id_ = low;
     if (high - low <= 0xFFFFFFFF) {
         auto narrow = segment->allocate<std::uint32_t>(size);
-        for (std::uint32_t i = 0; i < size; ++i) narrow[i] = static_cast<std::uint32_t>(ids[order[i]] - low);
+        for (std::uint32_t i = 0; i < size; ++i) narrow[i] = static_cast<std::uint32_t>(id_of(i) - low);
         segment->narrow_ids_ = narrow;
     } else {
         auto wide = segment->allocate<std::int64_t>(size);
-        for (std::uint32_t i = 0; i < size; ++i) wide[i] = ids[order[i]];
+        for (std::uint32_t i = 0; i < size; ++i) wide[i] = id_of(i);
         segment->wide_ids_ = wide;
     }
     segment->number_pairs();

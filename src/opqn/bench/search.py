@@ -98,10 +98,9 @@ def of_model(
         network.with_query_temperature(query_temperature)
     faces = image_features(network, data, tuple(scan_folder(data).paths))
     features, people = faces.features, faces.people()
-    _, number = np.unique(people, return_inverse=True)
-    means = torch.zeros(int(number.max()) + 1, features.shape[1]).index_reduce_(
-        0, torch.from_numpy(number), features, "mean", include_self=False
-    )
+    _, number, count = np.unique(people, return_inverse=True, return_counts=True)
+    sums = torch.zeros(len(count), features.shape[1]).index_add_(0, torch.from_numpy(number), features)
+    means = sums / torch.from_numpy(count)[:, None]
     spread = (features - means[torch.from_numpy(number)]).std(dim=0)
     generator = torch.Generator().manual_seed(seed)
     codes = np.empty((num_items, network.num_books), dtype=np.uint8)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # The tail is copied with every addition and scanned with every search, so it is small.
-TAIL_ITEMS: Final = 1024
+TAIL_ITEMS: Final = 512
 # Parts of about the same size are merged when there are this many, so an item is copied a few times in its life.
 MERGE_PARTS: Final = 8
 # Of ids that a bool array allows: if they are fewer than one in so many, each is looked up.
@@ -231,14 +231,15 @@ class CodeIndex:
         return found
 
     def explain(self, table: NDArray[np.float32], k: int = 10) -> list[dict[str, Any]]:
-        """Tell how one query is searched: for each part of the index which plans ran and what they touched.
+        """Tell how one query is searched: which plans ran, what they touched, and what the others would have cost.
 
         Args:
             table: (M, K) float32.
             k: number of hits.
 
         Returns:
-            For each part, JSON-ready: ``num_items``; ``plans``, in the order they ran; the numbers of cells, lists,
+            For each set of segments that are searched together, JSON-ready: ``num_segments``, ``num_items`` and
+            ``num_codes``, the different codes they have; ``plans``, in the order they ran; the numbers of cells, lists,
             postings, bounds and scores looked at; ``estimated_microseconds`` of each plan that could prove its answer
             when the choice was made; and ``floor_at_choice``, the k-th score found until then.
 
