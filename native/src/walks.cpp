@@ -22,7 +22,7 @@ constexpr double kBlockCost = 250;    // a block of lists begun
 constexpr std::uint32_t kSeedStep = 1024;  // items scanned at a time until there are k hits
 constexpr std::uint32_t kScannedBlocks = 16;
 constexpr std::uint32_t kMostPassing = kBlock / 8;
-constexpr std::uint32_t kSampleChunks = 32, kSampleGroups = 16;  // of a sample of the items, spread evenly
+constexpr std::uint32_t kSampleChunks = 128, kSampleGroups = 4;  // of a sample; neighbours are alike
 constexpr double kSample = kSampleChunks * kSampleGroups * static_cast<double>(kGroup);
 constexpr double kNever = std::numeric_limits<double>::infinity();
 constexpr double kLowest = -std::numeric_limits<double>::infinity();
@@ -190,7 +190,7 @@ double BoundsWalk::sample(std::size_t& count) {
 // Looks for a floor that a few more items of a sample may reach than it has a share in the k best.
 void BoundsWalk::guess_floor() {
     const double wanted =
-        std::max(4.0, 2 * kSample * static_cast<double>(scorer_.found.wanted()) / static_cast<double>(group_.size));
+        std::max(8.0, 3 * kSample * static_cast<double>(scorer_.found.wanted()) / static_cast<double>(group_.size));
     if (wanted > kSample / 16) return;
     double least = 0, most = 1, guess = kLowest;  // of the way from the highest score to a typical one
     for (int step = 0; step < 7; ++step) {

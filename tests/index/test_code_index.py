@@ -138,6 +138,23 @@ def test_a_search_is_explained(filled):
         assert part["num_scored"] + part["num_bounded"] > 0
 
 
+def test_items_that_share_codes_share_memory_and_are_all_found():
+    rng = np.random.default_rng(0)
+    codes = np.repeat(rng.integers(0, 32, (500, 4), dtype=np.uint8), 40, axis=0)
+    index, reference = CodeIndex(4, 32), ReferenceIndex(4, 32)
+    for each in (index, reference):
+        each.add(codes)
+        each.remove(np.arange(0, len(codes), 7))
+    assert index.num_bytes < 0.5 * len(codes) * CodeIndex.bytes_per_item(4, 32)
+    tables = draw_tables(rng, 5)
+    for k in (1, 39, 200):
+        assert_same(index.search(tables, k), reference.search(tables, k))
+    few = np.setdiff1d(np.arange(0, len(codes), 11), np.arange(0, len(codes), 7))
+    reference = ReferenceIndex(4, 32)
+    reference.add(codes[few], few)
+    assert_same(index.search(tables, 50, allowed=np.arange(0, len(codes), 11)), reference.search(tables, 50))
+
+
 def test_memory_is_told_before_it_is_taken():
     assert CodeIndex.bytes_per_item(8, 256, "compact") == 8 + 4 + 4, "code, id, nibbles"
     sizes = [CodeIndex.bytes_per_item(8, 256, profile) for profile in ("compact", "balanced", "fast")]
