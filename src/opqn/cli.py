@@ -371,6 +371,7 @@ def bench_search(
     books: Annotated[int, typer.Option(min=1, max=64, help="Numbers in a code; a model has its own.")] = 8,
     words: Annotated[int, typer.Option(min=2, max=256, help="Values of each; a model has its own.")] = 256,
     tables: Annotated[Tables, typer.Option(help="Peaked as a good model's, or flat, the worst case.")] = Tables.peaked,
+    images: Annotated[int, typer.Option(min=1, help="Of a made-up person; with 1, hardly two codes are equal.")] = 50,
     model: Annotated[str | None, typer.Option(help="Take codes and tables from this model instead.")] = None,
     data: Annotated[Path | None, typer.Option(help="Faces for the model, a folder a person.")] = None,
     query_temperature: Annotated[float | None, typer.Option(help="Instead of the model's.")] = None,
@@ -391,7 +392,7 @@ def bench_search(
     if model is not None and data is not None:
         inputs = bench.of_model(model, data, items, queries, query_temperature, seed)
     else:
-        inputs = bench.made_up(items, queries, books, words, tables.value, seed)
+        inputs = bench.made_up(items, queries, books, words, tables.value, images_a_person=images, seed=seed)
     result = bench.run(
         inputs,
         profile=profile.value,

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 Kind = Literal["peaked", "flat"]
 PLANS: Final = ("any", "cells", "cover", "lists", "bounds", "scan")
-IMAGES_A_PERSON: Final = 50
 AGREEMENT: Final = 0.9
 """Probability that an image's word in a book, or a query's best word, is the person's."""
 PEAK: Final = 0.85
@@ -52,12 +51,21 @@ class Inputs(NamedTuple):
     """What they were made of, for people."""
 
 
-def made_up(num_items: int, num_queries: int, num_books: int, num_words: int, kind: Kind, seed: int = 0) -> Inputs:
-    """Draw people of 50 images each, and tables that are peaked as those of a good model, or flat."""
+def made_up(
+    num_items: int,
+    num_queries: int,
+    num_books: int,
+    num_words: int,
+    kind: Kind,
+    *,
+    images_a_person: int = 50,
+    seed: int = 0,
+) -> Inputs:
+    """Draw people of so many images each, and tables that are peaked as those of a good model, or flat."""
     rng = np.random.default_rng(seed)
-    num_people = -(-num_items // IMAGES_A_PERSON)
+    num_people = -(-num_items // images_a_person)
     people = rng.integers(num_words, size=(num_people, num_books), dtype=np.uint8)
-    codes = np.repeat(people, IMAGES_A_PERSON, axis=0)[:num_items]
+    codes = np.repeat(people, images_a_person, axis=0)[:num_items]
     for first in range(0, num_items, 1 << 20):
         piece = codes[first : first + (1 << 20)]
         stray = rng.random(piece.shape, dtype=np.float32) > AGREEMENT
@@ -71,7 +79,7 @@ def made_up(num_items: int, num_queries: int, num_books: int, num_words: int, ki
         tables = -np.log1p(-tables)
         tables *= (1 - PEAK) / tables.sum(axis=2, keepdims=True)
         np.put_along_axis(tables, place, rng.uniform(0.9 * PEAK, 1.1 * PEAK, place.shape).astype(np.float32), axis=2)
-    return Inputs(codes, tables, f"{num_people:,} made-up people, {kind} tables")
+    return Inputs(codes, tables, f"{num_people:,} made-up people of {images_a_person} images, {kind} tables")
 
 
 def of_model(
