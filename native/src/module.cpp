@@ -199,6 +199,19 @@ std::optional<std::pair<std::size_t, bool>> first_bad_table(Tables tables) {
     return std::nullopt;
 }
 
+// The same segment, but whoever lets go of it last does not hold up Python: giving back gigabytes takes a while.
+std::shared_ptr<const Segment> freed_aside(std::shared_ptr<const Segment> segment) {
+    const Segment* plain = segment.get();
+    return {plain, [segment = std::move(segment)](const Segment*) mutable {
+                if (nb::is_alive() && PyGILState_Check()) {
+                    nb::gil_scoped_release release;
+                    segment.reset();
+                } else {
+                    segment.reset();
+                }
+            }};
+}
+
 std::shared_ptr<const Segment> build(Codes codes, Ids ids, std::uint32_t num_words, std::uint32_t clique,
                                      bool has_lists, bool has_planes, unsigned num_threads) {
     const std::size_t books = codes.shape(1);
@@ -212,7 +225,8 @@ std::shared_ptr<const Segment> build(Codes codes, Ids ids, std::uint32_t num_wor
     if (codes.size() && highest >= num_words) throw std::invalid_argument("a code is not below the number of words");
     const Layout layout{static_cast<std::uint32_t>(books), num_words, clique, has_lists, has_planes};
     if (codes.shape(0) > kMaxItems) throw std::invalid_argument("a segment holds at most 2^24 items");
-    return Segment::build(layout, data, ids.data(), static_cast<std::uint32_t>(codes.shape(0)), num_threads);
+    return freed_aside(
+        Segment::build(layout, data, ids.data(), static_cast<std::uint32_t>(codes.shape(0)), num_threads));
 }
 
 // For each segment, of these ids, the positions that have them, -1 where none has.
@@ -260,7 +274,8 @@ std::shared_ptr<const Segment> merge(Segments segments, Masks masks, std::uint32
         if (word >= layout.num_words) throw CorruptError("a code of an index is none of the model's");
     }
     layout.clique = clique, layout.has_lists = has_lists, layout.has_planes = has_planes;
-    return Segment::build(layout, codes.data(), ids.data(), static_cast<std::uint32_t>(ids.size()), num_threads);
+    return freed_aside(
+        Segment::build(layout, codes.data(), ids.data(), static_cast<std::uint32_t>(ids.size()), num_threads));
 }
 
 nb::ndarray<nb::numpy, std::int64_t> ids_of(const Segment& segment) {
@@ -304,7 +319,8 @@ std::shared_ptr<const Segment> from_arrays(nb::dict arrays, std::uint32_t size, 
         kept.reset();
     });
     kept.reset();
-    return Segment::from_arrays({num_books, num_words, clique, has_lists, has_planes}, size, first_id, views, owner);
+    return freed_aside(
+        Segment::from_arrays({num_books, num_words, clique, has_lists, has_planes}, size, first_id, views, owner));
 }
 
 }  // namespace

@@ -134,6 +134,7 @@ private:
         std::vector<Cell> cover;
         const auto plan_cover = [&] {
             if (!wants(Plan::kCover)) return;
+            cost(Plan::kCover) = kNever;  // the limit is what the others cost
             cost(Plan::kCover) =
                 opqn::plan_cover(group_, scorer_, shares_, look_up_, is_cheap ? best_set : 0, limit(), cover);
         };
