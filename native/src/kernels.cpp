@@ -36,28 +36,46 @@ std::size_t masks_plain(const std::uint8_t* planes, std::size_t num_groups, std:
 
 #ifdef OPQN_X86
 
+// The sums of the deficits of kAtOnce groups: more than one share the loads of the tables.
+template <std::size_t kAtOnce>
+__attribute__((target("avx2,popcnt"))) inline std::size_t groups_avx2(const std::uint8_t* planes, std::size_t num_rows,
+                                                                      const std::uint8_t* deficits,
+                                                                      std::uint32_t* masks) {
+    const __m256i nibble = _mm256_set1_epi8(15);
+    __m256i low_sums[kAtOnce], high_sums[kAtOnce];  // two chains of additions each
+    for (std::size_t i = 0; i < kAtOnce; ++i) low_sums[i] = high_sums[i] = _mm256_setzero_si256();
+    for (std::size_t row = 0; row < num_rows; ++row) {
+        const auto* table = reinterpret_cast<const __m128i*>(deficits + row * 32);
+        const __m256i low_table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table));
+        const __m256i high_table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table + 1));
+        for (std::size_t i = 0; i < kAtOnce; ++i) {
+            const auto* place = reinterpret_cast<const __m256i*>(planes + (i * num_rows + row) * kGroup);
+            const __m256i bytes = _mm256_loadu_si256(place);
+            const __m256i low = _mm256_shuffle_epi8(low_table, _mm256_and_si256(bytes, nibble));
+            const __m256i shifted = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
+            low_sums[i] = _mm256_adds_epu8(low_sums[i], low);
+            high_sums[i] = _mm256_adds_epu8(high_sums[i], _mm256_shuffle_epi8(high_table, shifted));
+        }
+    }
+    std::size_t count = 0;
+    for (std::size_t i = 0; i < kAtOnce; ++i) {
+        const __m256i sum = _mm256_adds_epu8(low_sums[i], high_sums[i]);
+        const __m256i pruned = _mm256_cmpeq_epi8(sum, _mm256_set1_epi8(-1));
+        masks[i] = ~static_cast<std::uint32_t>(_mm256_movemask_epi8(pruned));
+        count += static_cast<std::size_t>(__builtin_popcount(masks[i]));
+    }
+    return count;
+}
+
 __attribute__((target("avx2,popcnt"))) std::size_t masks_avx2(const std::uint8_t* planes, std::size_t num_groups,
                                                               std::size_t num_rows, const std::uint8_t* deficits,
                                                               std::uint32_t* masks) {
-    const __m256i nibble = _mm256_set1_epi8(15);
-    const __m256i all = _mm256_set1_epi8(-1);
-    std::size_t count = 0;
-    for (std::size_t group = 0; group < num_groups; ++group, planes += num_rows * kGroup) {
-        __m256i low_sum = _mm256_setzero_si256();
-        __m256i high_sum = _mm256_setzero_si256();
-        for (std::size_t row = 0; row < num_rows; ++row) {
-            const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(planes + row * kGroup));
-            const auto* table = reinterpret_cast<const __m128i*>(deficits + row * 32);
-            const __m256i low_table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table));
-            const __m256i high_table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table + 1));
-            const __m256i low = _mm256_shuffle_epi8(low_table, _mm256_and_si256(bytes, nibble));
-            const __m256i shifted = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
-            low_sum = _mm256_adds_epu8(low_sum, low);
-            high_sum = _mm256_adds_epu8(high_sum, _mm256_shuffle_epi8(high_table, shifted));
-        }
-        const __m256i sum = _mm256_adds_epu8(low_sum, high_sum);
-        masks[group] = ~static_cast<std::uint32_t>(_mm256_movemask_epi8(_mm256_cmpeq_epi8(sum, all)));
-        count += static_cast<std::size_t>(__builtin_popcount(masks[group]));
+    std::size_t count = 0, group = 0;
+    for (; group + 4 <= num_groups; group += 4, planes += 4 * num_rows * kGroup) {
+        count += groups_avx2<4>(planes, num_rows, deficits, masks + group);
+    }
+    for (; group < num_groups; ++group, planes += num_rows * kGroup) {
+        count += groups_avx2<1>(planes, num_rows, deficits, masks + group);
     }
     return count;
 }
