@@ -19,10 +19,11 @@ FORMATS = Path(__file__).parents[1] / "formats"
 
 
 def fill(profile="balanced"):
-    """An index with several parts, removed items and ids far apart."""
+    """An index with several parts, one of which shares codes, removed items and ids far apart."""
     rng = np.random.default_rng(0)
     index = CodeIndex(4, 32, profile)
-    index.add(rng.integers(0, 32, (5000, 4), dtype=np.uint8))
+    people = rng.integers(0, 32, (300, 4), dtype=np.uint8)
+    index.add(people[rng.integers(0, len(people), 5000)])
     index.add(rng.integers(0, 32, (5000, 4), dtype=np.uint8), 2**40 * np.arange(1, 5001))
     index.add(rng.integers(0, 32, (100, 4), dtype=np.uint8))
     index.remove(np.arange(0, 5000, 3))
