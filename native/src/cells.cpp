@@ -16,7 +16,6 @@ constexpr double kCacheBytes = 16e6;
 constexpr double kNever = std::numeric_limits<double>::infinity();
 constexpr std::size_t kCellsAhead = 16;  // cells fetched ahead of the one being read
 constexpr std::uint32_t kGather = 2048;  // positions gathered before they are scored
-constexpr std::uint32_t kLookAhead = 1;  // steps considered at a time: a large drop may come after small ones
 
 }  // namespace
 
@@ -132,18 +131,16 @@ double CellOrder::cost(const Steps& steps) const {
 
 bool CellOrder::advance(Steps& steps, double spare) {
     std::size_t best = pairs_.size();
-    std::uint32_t best_step = 0;
     double best_rate = -1;
     for (std::size_t p = 0; p < pairs_.size(); ++p) {
         Pair& pair = pairs_[p];
-        for (std::uint32_t step = steps[p] + 1; step <= steps[p] + kLookAhead && has(pair, step, spare); ++step) {
-            const Stairs &now = pair.stairs[steps[p]], &then = pair.stairs[step];
-            const double rate = std::min(now.next - then.next, 1e30) / (then.cost - now.cost);
-            if (rate > best_rate) best = p, best_step = step, best_rate = rate;
-        }
+        if (!has(pair, steps[p] + 1, spare)) continue;
+        const Stairs &now = pair.stairs[steps[p]], &then = pair.stairs[steps[p] + 1];
+        const double rate = std::min(now.next - then.next, 1e30) / (then.cost - now.cost);
+        if (rate > best_rate) best = p, best_rate = rate;
     }
     if (best == pairs_.size()) return false;
-    steps[best] = best_step;
+    ++steps[best];
     return true;
 }
 

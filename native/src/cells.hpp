@@ -56,8 +56,8 @@ public:
     // The bound is no lower than this as long as few cells are taken: seven of each pair.
     double least_bound();
     double cost(const Steps& steps) const;
-    // Takes one more step or a few, where they lower the bound most for their cost. False if there are none left for
-    // about this cost.
+    // Takes one more step, where it lowers the bound most for its cost. False if there is none left for about this
+    // cost.
     bool advance(Steps& steps, double spare);
     // The cells that `to` has and `from` has not.
     std::vector<Cell> between(const Steps& from, const Steps& to) const;
