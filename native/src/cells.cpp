@@ -21,7 +21,8 @@ constexpr std::uint32_t kGather = 2048;  // positions gathered before they are s
 
 LookUpCosts::LookUpCosts(const Group& group)
     : cell(kCellCost * static_cast<double>(group.parts.size())),
-      item(static_cast<double>(group.size) * group.layout.num_books < kCacheBytes ? kNearItemCost : kFarItemCost) {}
+      item(static_cast<double>(group.size) * group.layout.num_books < kCacheBytes ? kNearItemCost : kFarItemCost),
+      next(kScanCost * group.layout.num_books) {}
 
 double Shares::of(std::uint32_t book, std::uint32_t count) {
     auto& sums = sums_[book];
@@ -136,6 +137,7 @@ bool CellOrder::advance(Steps& steps, double spare) {
         Pair& pair = pairs_[p];
         if (!has(pair, steps[p] + 1, spare)) continue;
         const Stairs &now = pair.stairs[steps[p]], &then = pair.stairs[steps[p] + 1];
+        if (then.cost - now.cost > spare) continue;  // many cells may tie
         const double rate = std::min(now.next - then.next, 1e30) / (then.cost - now.cost);
         if (rate > best_rate) best = p, best_rate = rate;
     }
@@ -192,7 +194,8 @@ CellOrder::Stairs CellOrder::down_to(const Pair& pair, double least) {
         num_items += size_ * (shares_.of(pair.a, i + 1) - shares_.of(pair.a, i)) * shares_.of(pair.b, j);
     }
     // As if the words of the two books were independent of each other.
-    stairs.cost = (kOrderCost + costs_.cell) * stairs.num_cells + costs_.item * num_items;
+    const double item = pair.a == 0 ? costs_.next : costs_.item;
+    stairs.cost = (kOrderCost + costs_.cell) * stairs.num_cells + item * num_items;
     return stairs;
 }
 

@@ -14,6 +14,7 @@ namespace opqn {
 struct LookUpCosts {
     double cell;  // to begin a cell in all parts
     double item;  // to score an item out of order
+    double next;  // to score one after the other, as those of the first pair's cells are
 
     explicit LookUpCosts(const Group& group);
 };

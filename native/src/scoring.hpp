@@ -12,6 +12,8 @@
 
 namespace opqn {
 
+inline constexpr double kScanCost = 0.3;  // nanoseconds for an entry added up in a scan; see LookUpCosts
+
 struct Candidate {
     float score;
     std::uint32_t number;  // of a code

@@ -167,9 +167,8 @@ private:
             steps = taken;
             const double amount = kInvested * limit(), paid = order.cost(taken);
             while (order.cost(steps) - paid < amount) {
-                if (!order.advance(steps, amount)) return;
+                if (!order.advance(steps, 2 * amount)) return;
             }
-            if (order.cost(steps) - paid > 2 * amount) return;
             take(order, taken, steps);
         }
     }

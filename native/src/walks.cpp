@@ -12,7 +12,6 @@ namespace opqn {
 namespace {
 
 // Nanoseconds; see LookUpCosts.
-constexpr double kScanCost = 0.3;     // an entry added up in a plain scan
 constexpr double kRunCost = 40;       // a run of items begun to be scanned
 constexpr double kBoundCost = 0.03;   // a nibble of a code bounded
 constexpr double kPassCost = 5;       // an item scored that bounds did not rule out

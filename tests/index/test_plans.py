@@ -199,6 +199,14 @@ def test_a_peaked_table_is_answered_from_a_few_cells_and_a_flat_one_by_a_scan(ma
     assert told["num_scored"] > 50_000
 
 
+def test_a_table_of_equal_entries_is_scanned_once(many):
+    segment, reference, _ = many
+    table = np.full((1, 8, 256), 1 / 256, dtype=np.float32)
+    (told,) = _native.explain([segment], [None], table, 10)
+    assert told["num_scored"] < 1.1 * told["num_codes"], "the cells all tie and must not be visited one by one"
+    assert_same(_native.search([segment], [None], table, 10), reference.search(table, 10))
+
+
 def test_threads_find_what_one_finds(many):
     segment, reference, people = many
     tables = draw_tables(np.random.default_rng(6), "peaked", people, 50, 256)
