@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from opqn.errors import ConfigError
 from opqn.index import CodeIndex, ReferenceIndex, code_index
+from opqn.index.reference import MAX_ID
 
 
 def draw_codes(rng, count, num_books=4, num_words=32):
@@ -136,6 +137,15 @@ def test_a_search_is_explained(filled):
     for part in told:
         assert part["plans"]
         assert part["num_scored"] + part["num_bounded"] > 0
+
+
+def test_the_largest_id_can_be_removed_and_is_missed_when_it_is_not_there():
+    index = CodeIndex(4, 32)
+    index.add(np.zeros((2, 4), dtype=np.uint8), [5, MAX_ID])
+    assert index.remove([MAX_ID, MAX_ID]) == 1
+    assert len(index) == 1
+    with pytest.raises(ConfigError, match="not in the index"):
+        index.remove([MAX_ID])
 
 
 def test_items_that_share_codes_share_memory_and_are_all_found():

@@ -77,7 +77,7 @@ class CodeIndex:
 
     @staticmethod
     def bytes_per_item(num_books: int, num_words: int, profile: Profile = "balanced") -> float:
-        """Bytes that an item takes in a large index, its code and id included."""
+        """Bytes that an item takes in a large index, its code and id included, if no two codes are equal."""
         return Structures.of(profile, num_books, num_words, MAX_ITEMS).bytes_per_item(num_books)
 
     @property
@@ -131,7 +131,7 @@ class CodeIndex:
             ConfigError: an id that is not held. Nothing is removed.
         """
         wanted = np.sort(as_ids(ids))  # np.unique would hold up searches
-        wanted = wanted[np.diff(wanted, prepend=-1) > 0]
+        wanted = wanted[np.diff(wanted, prepend=-1) != 0]  # the difference to the largest id overflows
         with self._lock:
             state = self._state
             found = np.zeros(len(wanted), dtype=bool)
