@@ -31,6 +31,7 @@ step = st.one_of(
     st.tuples(st.just("remove"), st.floats(0, 1)),
     st.tuples(st.just("search"), st.integers(1, 400)),
     st.tuples(st.just("merge"), st.none()),
+    st.tuples(st.just("purge"), st.none()),
 )
 
 
@@ -69,10 +70,15 @@ def test_an_index_is_the_reference_through_adding_removing_and_merging(
                 held = np.setdiff1d(held, gone)
             elif what == "merge":
                 index.merge()
+            elif what == "purge":
+                index.purge()
             else:
                 tables = draw_tables(rng, 2, num_books, num_words)
                 assert_same(index.search(tables, amount), reference.search(tables, amount))
             assert len(index) == len(reference)
+    np.testing.assert_array_equal(index.items()[1], held := np.sort(held))
+    asked = np.arange(held.max(initial=0) + 2)
+    np.testing.assert_array_equal(index.holds(asked), np.isin(asked, held))
     tables = draw_tables(rng, 2, num_books, num_words)
     assert_same(index.search(tables, 7), reference.search(tables, 7))
 
@@ -146,6 +152,30 @@ def test_the_largest_id_can_be_removed_and_is_missed_when_it_is_not_there():
     assert len(index) == 1
     with pytest.raises(ConfigError, match="not in the index"):
         index.remove([MAX_ID])
+
+
+@pytest.mark.parametrize("tail", [1, 4096])
+def test_purging_leaves_nothing_of_removed_items_in_the_files(tmp_path, monkeypatch, tail):
+    monkeypatch.setattr(code_index, "TAIL_ITEMS", tail)
+    rng = np.random.default_rng(3)
+    codes = draw_codes(rng, 2000, 16, 256)
+    index = CodeIndex(16, 256)
+    for piece in np.split(codes, 4):
+        index.add(piece)
+    index.save(tmp_path)
+    gone = np.arange(0, 2000, 11)
+    index.remove(gone)
+    index.save(tmp_path)
+    hidden = b"".join(path.read_bytes() for path in sorted(tmp_path.iterdir()))
+    assert all(codes[i].tobytes() in hidden for i in gone)
+    index.purge()
+    index.save(tmp_path)
+    left = b"".join(path.read_bytes() for path in sorted(tmp_path.iterdir()))
+    assert not any(codes[i].tobytes() in left for i in gone)
+    kept = np.setdiff1d(np.arange(2000), gone)
+    loaded = CodeIndex.load(tmp_path, mmap=False)
+    np.testing.assert_array_equal(loaded.items()[0], codes[kept])
+    np.testing.assert_array_equal(loaded.items()[1], kept)
 
 
 def test_items_that_share_codes_share_memory_and_are_all_found():

@@ -163,6 +163,46 @@ class CodeIndex:
                     break
                 self._replace(chosen)
 
+    def purge(self) -> None:
+        """Rewrite every segment that items were removed from, so that the next :meth:`save` leaves nothing of them.
+
+        Until then a removed item is hidden, and its code still lies in memory and in the files.
+        """
+        with self._merging:
+            while worn := [part for part in self._state.parts[:-1] if part.alive is not None]:
+                self._replace(worn[:1])
+            with self._lock:
+                state = self._state
+                if state.parts[-1].alive is not None:
+                    self._state = _State((*state.parts[:-1], self._tail(*state.parts[-1].items())), state.next_id)
+
+    # Looking
+
+    @property
+    def next_id(self) -> int:
+        """One above the largest id ever added."""
+        return self._state.next_id
+
+    def holds(self, ids: NDArray[np.int64] | Sequence[int]) -> NDArray[np.bool_]:
+        """Tell for each of (N,) ids whether the index holds it, as (N,) bool.
+
+        Raises:
+            ConfigError: ids that are not integers from 0.
+        """
+        wanted = as_ids(ids)
+        held = np.zeros(len(wanted), dtype=bool)
+        for part in self._state.parts:
+            if len(part):
+                held |= part.held(wanted) >= 0
+        return held
+
+    def items(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Return the (N, M) uint8 codes and (N,) int64 ids of all items, by id."""
+        held = [part.items() for part in self._state.parts]
+        codes, ids = (np.concatenate(column) for column in zip(*held, strict=True))
+        order = np.argsort(ids)
+        return codes[order], ids[order]
+
     # Searching
 
     def search(
