@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from opqn.data.folders import scan_folder
     from opqn.data.images import load_image
     from opqn.data.splits import Split, make_splits
+    from opqn.encoders import FaceEncoder
     from opqn.errors import ConfigError, CorruptFileError, DataError, ModelMismatchError, OpqnError
     from opqn.evaluation import EvaluationReport, evaluate, evaluate_features
+    from opqn.gallery import Gallery, GalleryBusyError
     from opqn.index import CodeIndex, ReferenceIndex
     from opqn.losses import LossParts, OPQNLoss
     from opqn.model import OPQN, ModelConfig
@@ -33,6 +35,9 @@ __all__ = [  # noqa: RUF022 (plain alphabetical order)
     "evaluate",
     "evaluate_features",
     "EvaluationReport",
+    "FaceEncoder",
+    "Gallery",
+    "GalleryBusyError",
     "load_image",
     "LossParts",
     "make_splits",
@@ -59,6 +64,9 @@ _HOMES = {
     "evaluate": "evaluation",
     "evaluate_features": "evaluation",
     "EvaluationReport": "evaluation",
+    "FaceEncoder": "encoders",
+    "Gallery": "gallery",
+    "GalleryBusyError": "gallery",
     "load_image": "data.images",
     "LossParts": "losses",
     "make_splits": "data.splits",

@@ -59,10 +59,9 @@ def scan_folder(root: str | Path) -> ImageFolder:
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root} is {'not a folder' if root.exists() else 'missing'}; give a folder of images")
-    paths, skipped = _walk(root)
+    paths, skipped = list_images(root)
     if not paths:
         raise DataError(_why_empty(root, skipped))
-    paths.sort(key=_sort_key)
     people = tuple(path.partition("/")[0] for path in paths)
     names = sorted(set(people))
     if _NOT_PEOPLE.issuperset(name.casefold() for name in names):
@@ -73,7 +72,21 @@ def scan_folder(root: str | Path) -> ImageFolder:
     return ImageFolder(root, tuple(paths), people, tuple(sorted(skipped)))
 
 
-def path_problem(path: str) -> str | None:
+def list_images(root: Path, *, in_folders: bool = True) -> tuple[list[str], list[SkippedImage]]:
+    """List the images below a folder, as :func:`scan_folder` does.
+
+    Args:
+        root: a folder.
+        in_folders: an image that lies directly in ``root`` is skipped.
+
+    Returns:
+        Relative paths, sorted, and what was left out.
+    """
+    paths, skipped = _walk(root, in_folders)
+    return sorted(paths, key=_sort_key), skipped
+
+
+def path_problem(path: str, *, in_folders: bool = True) -> str | None:
     """Say why a relative path cannot stand in a split file, or return None.
 
     Such a path is ``PERSON/.../IMAGE``, with forward slashes, UTF-8, and never leads out of its root on any system.
@@ -85,7 +98,7 @@ def path_problem(path: str) -> str | None:
         return "it has a backslash; use forward slashes"
     if not {"", ".", ".."}.isdisjoint(parts):
         return "it has an empty part, '.' or '..'"
-    if len(parts) < 2:
+    if in_folders and len(parts) < 2:
         return "it has no folder of a person"
     if _NOT_TEXT.search(path):
         return "it has control characters or is not UTF-8; rename it"
@@ -101,7 +114,7 @@ def _sort_key(path: str) -> list[tuple[str, str]]:
     return [name_sort_key(part) for part in path.split("/")]
 
 
-def _walk(root: Path) -> tuple[list[str], list[SkippedImage]]:
+def _walk(root: Path, in_folders: bool) -> tuple[list[str], list[SkippedImage]]:
     real_root = root.resolve()
     paths: list[str] = []
     skipped: list[SkippedImage] = []
@@ -121,7 +134,7 @@ def _walk(root: Path) -> tuple[list[str], list[SkippedImage]]:
             elif entry.is_dir():
                 skipped.append(SkippedImage(path, "it is a link to a folder; such links are not followed"))
             elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 (a Path per file is slow)
-                problem = path_problem(path) or _entry_problem(entry, real_root)
+                problem = path_problem(path, in_folders=in_folders) or _entry_problem(entry, real_root)
                 if problem:
                     skipped.append(SkippedImage(path, problem))
                 else:
