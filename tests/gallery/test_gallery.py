@@ -114,7 +114,7 @@ def test_people_are_named_renamed_merged_and_forgotten(filled):
     assert "Person 2" not in names
     assert names.count("Zoë") == 1
     filled.rename("Zoë", "Person 3")
-    assert dict((person.name, count) for person, count in filled.people())["Person 3"] == 6
+    assert {person.name: count for person, count in filled.people()}["Person 3"] == 6
     filled.rename("Person 3", "Three")
     filled.assign(ids, None)
     assert filled.info().num_unknown == 3
@@ -130,7 +130,7 @@ def test_a_face_is_identified_or_nobody(filled):
     (found,) = filled.identify(picture(1, 9))
     assert found.person.name == "Person 1"
     assert found.threshold is None
-    assert [candidate.person.name for candidate in found.candidates][0] == "Person 1"
+    assert found.candidates[0].person.name == "Person 1"
     assert len(found.candidates) == 5
     assert found.candidates[0].best.face.person == found.person
     scores = [candidate.score for candidate in found.candidates]
@@ -262,7 +262,7 @@ def test_ctrl_c_keeps_what_was_found(gallery, tmp_path, monkeypatch):
     monkeypatch.setattr(gallery_module, "_PICTURES_AT_ONCE", 16)
     told = []
 
-    def stop_soon(done, count):
+    def stop_soon(done, _count):
         told.append(done)
         if done > 60:
             raise KeyboardInterrupt
@@ -276,7 +276,7 @@ def test_ctrl_c_keeps_what_was_found(gallery, tmp_path, monkeypatch):
     assert gallery.verify().problems == ()
 
 
-def test_a_full_disk_is_said_and_loses_nothing(filled, monkeypatch):
+def test_a_full_disk_is_said_and_loses_nothing(filled):
     page_count = filled._catalog.rows("PRAGMA page_count")[0][0]
     filled._catalog.rows(f"PRAGMA max_page_count = {page_count + 1}")
     before = len(filled)
@@ -310,7 +310,7 @@ def test_info_tells_what_there_is(filled, photos):
     json.dumps(info.to_dict())
 
 
-def test_a_gallery_of_a_newer_opqn_or_of_something_else_is_refused(filled, tmp_path):
+def test_a_gallery_of_a_newer_opqn_or_of_something_else_is_refused(filled):
     filled.close()
     path = filled.folder / "catalog.sqlite"
     with sqlite3.connect(path) as connection:

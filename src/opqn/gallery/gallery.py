@@ -319,17 +319,29 @@ class Gallery(GalleryReader):
             self._check_encoder(self.encoder)
         except OpqnError as error:
             problems.append(str(error))
-        derived = checks.index_problems(self._catalog, self._live, self.folder / INDEX, self._num_books)
+        derived = self._index_problems()
+        pending: tuple[str, ...] = ()
         if self._catalog.meta("scrub"):
-            derived.append("bytes of removed faces may be left in the files, as the removal was cut short")
+            pending = (
+                "bytes of faces whose removal was cut short may be left in the files; the next change clears them",
+            )
         repaired: list[str] = []
-        if repair and derived:
-            with self._writing():
+        if repair and (derived or pending):
+            with self._writing():  # which finishes a removal
                 self._live.rebuild()
                 self._live.save(purge=True)
-            left = checks.index_problems(self._catalog, self._live, self.folder / INDEX, self._num_books)
-            repaired, derived = [problem for problem in derived if problem not in left], left
-        return VerifyReport(len(self), tuple(problems + derived), tuple(repaired))
+            left = self._index_problems()
+            repaired = [problem for problem in (*derived, *pending) if problem not in left]
+            derived, pending = left, ()
+        return VerifyReport(len(self), tuple(problems + derived), pending, tuple(repaired))
+
+    def _index_problems(self) -> list[str]:
+        """Compare the index with the catalog, again if another process changed something meanwhile."""
+        while True:
+            version = self._catalog.version()
+            problems = checks.index_problems(self._catalog, self._live, self.folder / INDEX, self._num_books)
+            if not problems or self._catalog.version() == version:
+                return problems
 
     # Details
 
@@ -342,13 +354,7 @@ class Gallery(GalleryReader):
                 "written"
             )
         with self._write_lock:
-            try:
-                with explain_os_errors(self.folder / LOCK):
-                    self._file_lock.acquire()
-            except Timeout as error:
-                raise GalleryBusyError(
-                    f"{self.folder} is being changed by another process; try again when it is done"
-                ) from error
+            self._lock_others_out()
             try:
                 if self._catalog.meta("scrub"):  # a removal was cut short
                     self._scrub()
@@ -356,6 +362,15 @@ class Gallery(GalleryReader):
             finally:
                 self._live.changed()
                 self._file_lock.release()
+
+    def _lock_others_out(self) -> None:
+        with explain_os_errors(self.folder / LOCK):
+            try:
+                self._file_lock.acquire()
+            except Timeout as error:
+                raise GalleryBusyError(
+                    f"{self.folder} is being changed by another process; try again when it is done"
+                ) from error
 
     def _add_pictures(
         self, items: Sequence[Item], quality: QualityFilter | None, on_progress: OnProgress

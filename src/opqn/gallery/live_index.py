@@ -78,6 +78,8 @@ class LiveIndex:
         if purge:
             index.purge()
         try:
+            if self._folder.is_file():
+                self._folder.unlink()
             index.save(self._folder)
         except (ConfigError, CorruptFileError):  # something else stands there; what is derived gives way
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -133,6 +133,8 @@ class VerifyReport:
     num_faces: int
     problems: tuple[str, ...]
     """What is wrong, a line each; empty if all is well."""
+    pending: tuple[str, ...] = ()
+    """What a crash cut short and the next change, or a repair, finishes."""
     repaired: tuple[str, ...] = ()
     """What was wrong and is put right."""
 
