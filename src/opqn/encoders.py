@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from dataclasses import replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -58,6 +59,9 @@ class FaceEncoder:
     Args:
         quantizer: fitted on vectors of the pipeline's network. Without it :func:`ready_quantizer`, for SFace.
         pipeline: what finds, aligns and embeds. Without it YuNet and SFace, whose weights come with ``opqn[faces]``.
+
+    Raises:
+        ConfigError: the quantizer takes vectors of another length than the pipeline's network gives.
     """
 
     def __init__(self, quantizer: OPQNQuantizer | None = None, pipeline: FacePipeline | None = None) -> None:
@@ -65,6 +69,11 @@ class FaceEncoder:
 
         self.quantizer = quantizer if quantizer is not None else ready_quantizer()
         self.pipeline = pipeline if pipeline is not None else FacePipeline()
+        if self.quantizer.n_features_in_ != self.pipeline.embedder.dim:
+            raise ConfigError(
+                f"the quantizer was fitted on vectors of {self.quantizer.n_features_in_} numbers and the face network "
+                f"gives {self.pipeline.embedder.dim}; fit one on vectors of this network"
+            )
 
     @property
     def num_books(self) -> int:
@@ -89,7 +98,9 @@ class FaceEncoder:
             UnreadableImageError: (a DataError) the photograph cannot be read.
         """
         pixels = photo if isinstance(photo, np.ndarray) else np.asarray(load_image(photo))
-        return self.pipeline.find(pixels)
+        faces = self.pipeline.find(pixels)
+        vectors = self.pipeline.embed([face.crop for face in faces])
+        return [replace(face, vector=vector) for face, vector in zip(faces, vectors, strict=True)]
 
     def encode(self, images: Any) -> NDArray[np.uint8]:
         """Return the (N, M) uint8 codes of faces that are cut out and aligned; see :meth:`find` for photographs."""
@@ -162,9 +173,9 @@ def load_encoder(folder: Path) -> Encoder:
     facts = _read(folder / FILE)
     kind = facts.get("kind")
     if kind == "crops":
-        from opqn.model import OPQN  # noqa: PLC0415 (torch)
+        from opqn.model import OPQN, find_device  # noqa: PLC0415 (torch)
 
-        return OPQN.from_pretrained(folder / "model")
+        return OPQN.from_pretrained(folder / "model", find_device())
     if kind in ("faces", "vectors"):
         from opqn.estimator import OPQNQuantizer  # noqa: PLC0415
 

@@ -353,6 +353,24 @@ class OPQN(nn.Module):
         )
 
 
+def find_device(name: str = "auto") -> torch.device:
+    """Return a device of this machine: cpu, cuda or mps, or with "auto" the fastest there is.
+
+    Raises:
+        ConfigError: it is not to be had here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        known = name.partition(":")[0] in ("cpu", "cuda", "mps")  # torch has more, some of them without any data
+        device = torch.empty(0, device=name).device if known else None
+    except (RuntimeError, AssertionError):
+        device = None
+    if device is None:
+        raise ConfigError(f"the device {name!r} is not to be had here; use auto, cpu, cuda or mps")
+    return device
+
+
 def _canonical(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 from opqn._files import atomic_folder, explain_os_errors
 from opqn._version import __version__
 from opqn.data.folders import scan_folder
-from opqn.encoders import Encoder, save_encoder, vector_quantizer
+from opqn.encoders import Encoder, ready_threshold, save_encoder, vector_quantizer
 from opqn.errors import ConfigError, DataError, OpqnError
 from opqn.faces import QualityFilter
 from opqn.gallery import checks
@@ -34,11 +35,9 @@ from opqn.gallery.records import (
     remove_faces,
     store_pictures,
 )
-from opqn.gallery.results import (
-    AddReport,
-    VerifyReport,
-)
+from opqn.gallery.results import AddReport, Person, VerifyReport
 from opqn.gallery.scan import PeopleFrom, check_source, forget_moved, scan
+from opqn.grouping import NOBODY, group_faces, knn_graph
 from opqn.index.reference import check_codes
 from opqn.open_set import Calibration
 
@@ -48,6 +47,13 @@ if TYPE_CHECKING:
 LOCK: Final = "writer.lock"
 _PICTURES_AT_ONCE: Final = 64
 _SECONDS_AT_ONCE: Final = 1.0
+_TABLES_AT_ONCE: Final = 1024
+_UNNAMED: Final = (
+    "SELECT faces.id FROM faces LEFT JOIN people ON people.id = faces.person WHERE name IS NULL ORDER BY faces.id"
+)
+_UNGROUP: Final = "UPDATE faces SET person = NULL WHERE person IN (SELECT id FROM people WHERE name IS NULL)"
+GROUPING_FPIR: Final = 0.1
+"""Of the threshold for grouping, which HDBSCAN narrows down where faces lie close; anything from 0.005 to 0.5 works."""
 
 OnProgress = Callable[[int, int], None]
 """Called with how many pictures are stored for good, and how many there are."""
@@ -304,6 +310,43 @@ class Gallery(GalleryReader):
                 self._catalog.set_meta("calibration", {**found.to_dict(), "source": source})
         return found
 
+    def group(self, threshold: float | None = None, *, neighbours: int = 20) -> list[tuple[Person, tuple[int, ...]]]:
+        """Put the faces that have no name into groups of one person each; groups made before are made anew.
+
+        Args:
+            threshold: lowest score of two faces of one person. Without it the one that comes with the encoder, at which
+                one stranger in ten would be named, or else that of :meth:`calibrate`.
+            neighbours: most alike faces that each is compared with.
+
+        Returns:
+            For each group, the largest first, the unnamed person it became and the ids of its faces. A face that is like
+            no other is in none.
+
+        Raises:
+            ConfigError: there is no threshold, or it is NaN.
+            DataError: neither vectors nor crops of the faces were kept.
+            GalleryBusyError: (an OpqnError) another process is writing.
+        """
+        lowest = threshold if threshold is not None else ready_threshold(self.encoder, len(self), GROUPING_FPIR)
+        lowest = lowest if lowest is not None else self.threshold
+        if lowest is None:
+            raise ConfigError("there is no threshold to group by; give one, or calibrate the gallery")
+        with self._writing():
+            ids = [row[0] for row in self._catalog.rows(_UNNAMED)]
+            labels = self._group_labels(ids, lowest, neighbours)
+            with self._catalog.transaction():
+                self._catalog.run(_UNGROUP)
+                forget_empty_people(self._catalog)
+                groups = []
+                for label in range(int(labels.max(initial=NOBODY)) + 1):
+                    faces = tuple(ids[place] for place in np.flatnonzero(labels == label).tolist())
+                    number = self._catalog.run("INSERT INTO people (name) VALUES (NULL)")
+                    self._catalog.run_many(
+                        "UPDATE faces SET person = ? WHERE id = ?", [(number, face) for face in faces]
+                    )
+                    groups.append((Person(number, None), faces))
+        return groups
+
     def verify(self, *, repair: bool = False, on_progress: OnProgress = lambda _d, _a: None) -> VerifyReport:
         """Check everything: the catalog and every row of it, the index against it, the encoder.
 
@@ -334,6 +377,18 @@ class Gallery(GalleryReader):
             repaired = [problem for problem in (*derived, *pending) if problem not in left]
             derived, pending = left, ()
         return VerifyReport(len(self), tuple(problems + derived), pending, tuple(repaired))
+
+    def _group_labels(self, ids: Sequence[int], threshold: float, neighbours: int) -> NDArray[np.int64]:
+        if len(ids) < 2:
+            return np.full(len(ids), NOBODY, dtype=np.int64)
+        shape = (len(ids), self._num_books, self._num_words)
+        with TemporaryFile() as file:  # tables of a million faces take gigabytes
+            tables = np.memmap(file, np.float32, "w+", shape=shape)
+            for start in range(0, len(ids), _TABLES_AT_ONCE):
+                tables[start : start + _TABLES_AT_ONCE] = self.stored_tables(ids[start : start + _TABLES_AT_ONCE])
+            graph = knn_graph(self._live.current(), tables, ids, neighbours)
+            del tables
+        return group_faces(*graph, threshold)
 
     def _index_problems(self) -> list[str]:
         """Compare the index with the catalog, again if another process changed something meanwhile."""

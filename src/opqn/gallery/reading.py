@@ -299,7 +299,8 @@ class GalleryReader:
             return [None], encoder.lookup_tables([crop])
         faces = encoder.find(image)
         if not faces:
-            raise DataError("there is no face in the picture; use one in which the face is larger or sharper")
+            name = image if isinstance(image, (str, Path)) else "the picture"
+            raise DataError(f"there is no face in {name}; use a picture in which the face is larger or sharper")
         boxes: list[Box | None] = [_as_box(face.box) for face in faces]
         return boxes, encoder.quantizer.lookup_tables(face_vectors(faces))
 

@@ -1,0 +1,127 @@
+"""The benchmarks that print the README's figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from opqn.cli.options import Json
+from opqn.console import errors, output, print_json
+from opqn.errors import ConfigError
+
+bench_app = typer.Typer(help="Run the benchmarks that print the README's figures.", no_args_is_help=True)
+
+
+class Tables(StrEnum):
+    """Made-up tables."""
+
+    peaked = "peaked"
+    flat = "flat"
+
+
+class IndexProfile(StrEnum):
+    """Profiles of an index."""
+
+    compact = "compact"
+    balanced = "balanced"
+    fast = "fast"
+
+
+@bench_app.command()
+def head(as_json: Json = False) -> None:
+    """Time head and loss, forward and backward, beside a straightforward loop over the books; and their memory.
+
+    Example: opqn bench head
+    """
+    from opqn.bench import head as bench
+
+    _print_benchmark(bench.run(), bench.table, as_json)
+
+
+@bench_app.command()
+def ranking(as_json: Json = False) -> None:
+    """Time the mAP of 10,000 queries against 100,000 codes beside a loop that sorts the gallery once per query.
+
+    Example: opqn bench ranking
+    """
+    from opqn.bench import ranking as bench
+
+    _print_benchmark(bench.run(), bench.table, as_json)
+
+
+@bench_app.command(name="search")
+def bench_search(
+    items: Annotated[int, typer.Option(min=1, help="Codes to search.")] = 1_000_000,
+    queries: Annotated[int, typer.Option(min=1, help="Tables to search with.")] = 200,
+    books: Annotated[int, typer.Option(min=1, max=64, help="Numbers in a code; a model has its own.")] = 8,
+    words: Annotated[int, typer.Option(min=2, max=256, help="Values of each; a model has its own.")] = 256,
+    tables: Annotated[Tables, typer.Option(help="Peaked as a good model's, or flat, the worst case.")] = Tables.peaked,
+    images: Annotated[int, typer.Option(min=1, help="Of a made-up person; with 1, hardly two codes are equal.")] = 50,
+    model: Annotated[str | None, typer.Option(help="Take codes and tables from this model instead.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Faces for the model, a folder a person.")] = None,
+    query_temperature: Annotated[float | None, typer.Option(help="Instead of the model's.")] = None,
+    profile: Annotated[IndexProfile, typer.Option(help="How much memory goes into speed.")] = IndexProfile.fast,
+    threads: Annotated[int, typer.Option(min=1, help="Of both sides.")] = 1,
+    life: Annotated[bool, typer.Option("--life", help="Also saving, opening, adding and two threads.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of every draw.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Time exact search, and each of its plans, beside FAISS's full scan of the same codes; every answer is checked.
+
+    Example: opqn bench search --items 10000000
+    """
+    from opqn.bench import search as bench
+
+    if (model is None) != (data is None):
+        raise ConfigError("--model and --data go together: the model encodes the faces")
+    if model is not None and data is not None:
+        inputs = bench.of_model(model, data, items, queries, query_temperature, seed)
+    else:
+        inputs = bench.made_up(items, queries, books, words, tables.value, images_a_person=images, seed=seed)
+    result = bench.run(
+        inputs,
+        profile=profile.value,
+        threads=threads,
+        has_life=life,
+        on_stage=lambda stage: errors.print(f"{stage} ..."),
+    )
+    _print_benchmark(result, bench.table, as_json)
+
+
+@bench_app.command(name="gallery")
+def bench_gallery(
+    faces: Annotated[int, typer.Option(min=1, help="Codes to add.")] = 1_000_000,
+    photos: Annotated[
+        Path | None, typer.Option(help="Folder of photographs to index as well.", show_default=False)
+    ] = None,
+    max_photos: Annotated[int, typer.Option(min=0, help="At most so many photographs; 0 for all.")] = 0,
+    pairs: Annotated[int, typer.Option(min=1, help="Runs of each side over the photographs, alternating.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Of the codes.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Time a gallery: faces added from codes, a photograph searched, and indexing beside detector and embedder alone.
+
+    Example: opqn bench gallery --photos photos --max-photos 2000
+    """
+    from opqn.bench import gallery as bench
+
+    result = bench.run(
+        faces,
+        photos,
+        max_photos=max_photos,
+        pairs=pairs,
+        seed=seed,
+        on_stage=lambda stage: errors.print(f"{stage} ..."),
+    )
+    _print_benchmark(result, bench.table, as_json)
+
+
+def _print_benchmark(result: dict[str, Any], table: Callable[[dict[str, Any]], str], as_json: bool) -> None:
+    if as_json:
+        print_json(result)
+    else:
+        output.print(table(result), soft_wrap=True)

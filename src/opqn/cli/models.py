@@ -1,0 +1,210 @@
+"""Verbs of models: the demo, data sets, training, evaluating, encoding."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from opqn.cli.options import Device, Json, Model, Root, load_model
+from opqn.console import bar, errors, output, print_facts, print_json, print_split_report, print_table, training_line
+
+if TYPE_CHECKING:
+    from opqn.protocols import SplitReport
+
+data_app = typer.Typer(help="Prepare data sets and split files.", no_args_is_help=True)
+
+
+class DataSet(StrEnum):
+    """Data sets with a recipe."""
+
+    orl = "orl"
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for images, model, codes and the report.")] = Path("opqn-demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Of the split, the training and the baselines.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Learn from 30 people of the ORL faces, then find 10 that were never trained on; minutes on two CPU cores.
+
+    Example: opqn demo --out opqn-demo
+    """
+    from opqn.demo import COLUMNS, run_demo
+
+    with training_line() as on_progress:
+        result = run_demo(out, seed, lambda stage: errors.print(f"{stage} ..."), on_progress)
+    if as_json:
+        print_json(result.to_dict())
+        return
+    print_table(f"ORL faces, after {result.seconds:.0f} s", COLUMNS, result.rows())
+    output.print(f"The page to look at: {result.page}", soft_wrap=True)
+
+
+@data_app.command()
+def prepare(
+    name: Annotated[DataSet, typer.Argument(help="Which data set.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder to fill.", show_default=False)],
+    seed: Annotated[int, typer.Option(min=0, help="Of the split.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Turn a data set into our folder and split files.
+
+    Example: opqn data prepare orl --out orl
+    """
+    from opqn.data.orl import prepare_orl
+
+    prepared = prepare_orl(out, seed=seed)
+    facts = {"data": str(prepared.root), "seen": str(prepared.seen), "unseen": str(prepared.unseen), "set": name.value}
+    print_facts(facts, as_json)
+
+
+@data_app.command()
+def split(
+    root: Annotated[Path, typer.Argument(help="A folder per person.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for seen.json and unseen.json.", show_default=False)],
+    unseen_people: Annotated[float, typer.Option(help="Share of the people that are never trained on.")] = 0.2,
+    queries: Annotated[float, typer.Option(help="Queries a person: a share below 1, or a count.")] = 0.2,
+    min_images: Annotated[int, typer.Option(help="People with fewer images are left out.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of every draw.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Divide a folder of faces into training, gallery and query images, for people seen and unseen.
+
+    Example: opqn data split faces --out splits
+    """
+    from opqn.data.folders import scan_folder
+    from opqn.data.splits import make_splits
+
+    folder = scan_folder(root)
+    splits = make_splits(
+        folder,
+        name=root.resolve().name,
+        seed=seed,
+        unseen_people=unseen_people,
+        queries_per_person=queries,
+        min_images=min_images,
+    )
+    facts: dict[str, Any] = {"people": len(set(folder.people)), "images": len(folder.paths)}
+    for made in splits:
+        path = out / f"{made.protocol}.json"
+        made.save(path)
+        sizes = {"train": len(made.train), "gallery": len(made.gallery), "query": len(made.query)}
+        facts[made.protocol] = {"file": str(path), "hash": made.hash, **sizes}
+    facts["skipped"] = [image._asdict() for image in folder.skipped]
+    print_facts(facts, as_json)
+
+
+def train(
+    root: Root,
+    split_file: Annotated[
+        Path, typer.Option("--split", help="Split file; only its training images are used.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the run; the model goes to OUT/model.", show_default=False)],
+    preset: Annotated[str | None, typer.Option(help="Settings that come with opqn, such as orl or facescrub.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings; goes over the preset.")] = None,
+    bits: Annotated[int | None, typer.Option(help="Length of a code, of those that the preset lists.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="One setting, as loss.margin=0.4; repeat it.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model. Ctrl-C saves; the same command with --resume goes on.
+
+    Example: opqn train --data orl/images --split orl/splits/seen.json --preset orl --out run
+    """
+    from opqn.config import load_settings
+    from opqn.data.splits import Split
+    from opqn.training import train as run_training
+
+    chosen = load_settings(preset, config, bits, settings or ())
+    with training_line() as on_progress:
+        result = run_training(chosen, root, Split.load(split_file, root), out, resume=resume, on_progress=on_progress)
+    print_facts(
+        {
+            "model": str(result.folder),
+            "fingerprint": result.model.fingerprint,
+            "best_epoch": result.best_epoch,
+            "validation_map": result.validation_map,
+            "query_temperature": result.model.config.query_temperature,
+            "skipped": [image._asdict() for image in result.skipped],
+        },
+        as_json,
+    )
+
+
+def evaluate(
+    model: Model,
+    root: Root,
+    split_files: Annotated[list[Path], typer.Option("--split", help="Split file; repeat it.", show_default=False)],
+    query_temperature: Annotated[float | None, typer.Option(help="Instead of the model's own.")] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure how well a model finds people: mAP, precision, recall and more, codes beside uncompressed features.
+
+    Example: opqn evaluate run/model --data orl/images --split orl/splits/unseen.json
+    """
+    from opqn.data.splits import Split
+    from opqn.protocols import evaluate_split
+
+    splits = [Split.load(path, root) for path in split_files]
+    loaded = load_model(model, device)
+    reports: dict[str, SplitReport] = {}
+    for path, made in zip(split_files, splits, strict=True):
+        with bar(f"{made.protocol} people", "images") as on_images:
+            reports[str(path)] = evaluate_split(
+                loaded, root, made, query_temperature=query_temperature, on_images=on_images
+            )
+    if as_json:
+        print_json(
+            {"model": loaded.fingerprint, "splits": {name: report.to_dict() for name, report in reports.items()}}
+        )
+        return
+    for name, report in reports.items():
+        print_split_report(name, loaded, report)
+
+
+def encode(
+    model: Model,
+    root: Annotated[Path, typer.Argument(help="A folder per person.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="File for the codes.", show_default=False)],
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Encode a folder of aligned face crops: a few bytes an image, in one file that `opqn search` reads.
+
+    Example: opqn encode run/model faces --out faces.safetensors
+    """
+    from opqn._files import check_writable
+    from opqn.data.codes import CodeSet
+    from opqn.data.folders import scan_folder
+    from opqn.protocols import image_features
+
+    check_writable(out)
+    folder = scan_folder(root)
+    loaded = load_model(model, device)
+    with bar("encoding", "images") as on_images:
+        result = image_features(loaded, root, folder.paths, on_images)
+    skipped = folder.skipped + result.skipped
+    codes = CodeSet(
+        loaded.encode_features(result.features),
+        loaded.num_words,
+        result.paths,
+        tuple(result.people().tolist()),
+        loaded.fingerprint,
+        str(root.resolve()),
+    )
+    codes.save(out)
+    print_facts(
+        {
+            "codes": str(out),
+            "images": len(codes),
+            "bits_a_face": loaded.config.num_bits,
+            "skipped": [image._asdict() for image in skipped],
+        },
+        as_json,
+    )

@@ -1,0 +1,47 @@
+"""Arguments that several verbs share, and the model they name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from opqn.faces import QualityFilter
+    from opqn.model import OPQN
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+Model = Annotated[
+    str, typer.Argument(help="Model folder, or the id of one on the Hugging Face Hub.", show_default=False)
+]
+Root = Annotated[
+    Path, typer.Option("--data", help="Folder that the split file's paths start from.", show_default=False)
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto for the fastest there is.")]
+
+
+Folder = Annotated[Path, typer.Argument(metavar="GALLERY", help="Folder of the gallery.", show_default=False)]
+Queries = Annotated[list[Path], typer.Argument(help="Pictures to look for.", show_default=False)]
+Sheet = Annotated[Path | None, typer.Option(help="PNG file for a contact sheet.")]
+MinSize = Annotated[float | None, typer.Option(help="Least size of a face in pixels.", show_default=False)]
+MinScore = Annotated[float | None, typer.Option(help="Least score of the detector, 0 to 1.", show_default=False)]
+MinSharpness = Annotated[float | None, typer.Option(help="Least sharpness.", show_default=False)]
+MaxYaw = Annotated[float | None, typer.Option(help="Most degrees a face is turned aside.", show_default=False)]
+
+
+def quality_filter(
+    min_size: float | None, min_score: float | None, min_sharpness: float | None, max_yaw: float | None
+) -> QualityFilter | None:
+    """Return the filter that the options make, None if they set no limit."""
+    from opqn.faces import QualityFilter
+
+    made = QualityFilter(min_size=min_size, min_score=min_score, min_sharpness=min_sharpness, max_yaw=max_yaw)
+    return None if made == QualityFilter() else made
+
+
+def load_model(name: str, device: str) -> OPQN:
+    """Load a model on a device."""
+    from opqn.model import OPQN, find_device
+
+    return OPQN.from_pretrained(name, find_device(device))

@@ -1,0 +1,80 @@
+"""Contact sheets of what a gallery answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from opqn.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from opqn.gallery import FaceHit, Gallery, Person
+    from opqn.report import Hit, SheetRow
+
+
+def answer_rows(
+    gallery: Gallery, answers: Sequence[tuple[Path, Sequence[float] | None, Sequence[FaceHit]]]
+) -> list[SheetRow]:
+    """Return a row for each answer: a query, where the face is in it, and hits; right or wrong where that is known."""
+    from opqn.report import SheetRow
+
+    known = {person.name for person, _ in gallery.people()}
+    rows = []
+    for query, box, hits in answers:
+        person = query.resolve().parent.name
+        truth = person if person in known else None
+        rows.append(SheetRow(_cut_out(query, box), truth, tuple(_hit(gallery, hit, truth) for hit in hits)))
+    return rows
+
+
+def group_rows(gallery: Gallery, groups: Sequence[tuple[Person, Sequence[int]]]) -> list[SheetRow]:
+    """Return a row for each of the largest groups."""
+    from opqn.report import Hit, SheetRow
+
+    rows = []
+    for person, faces in groups[:20]:
+        first, *others = [gallery.crop(face) for face in faces[:12]]
+        hits = tuple(Hit(crop, None, 0.0, None) for crop in others if crop is not None)
+        if first is not None:
+            rows.append(SheetRow(first, f"{person.label} ({len(faces)})", hits))
+    return rows
+
+
+def _hit(gallery: Gallery, hit: FaceHit, truth: str | None) -> Hit:
+    from PIL import Image
+
+    from opqn.report import Hit
+
+    crop = gallery.crop(hit.face.id)
+    name = hit.face.person.label if hit.face.person is not None else None
+    picture = crop if crop is not None else hit.face.paths[0] if hit.face.paths else Image.new("RGB", (8, 8), "white")
+    return Hit(picture, name, hit.score, None if truth is None else name == truth)
+
+
+def _cut_out(query: Path, box: Sequence[float] | None) -> Image.Image:
+    """Return the part of a picture around a face."""
+    from opqn.data.images import load_image
+
+    image = load_image(query)
+    if box is None:
+        return image
+    x, y, width, height = box
+    half = 0.65 * max(width, height)
+    left, top = x + width / 2 - half, y + height / 2 - half
+    return image.crop((round(left), round(top), round(left + 2 * half), round(top + 2 * half)))
+
+
+def write_sheet(path: Path, rows: Sequence[SheetRow], title: str) -> None:
+    """Draw a contact sheet and write it as a PNG file, whole or not at all."""
+    from opqn._files import atomic_write_bytes
+    from opqn.report import contact_sheet
+
+    if not rows:
+        raise DataError("there is nothing to show, so there is no contact sheet; leave out --sheet")
+    buffer = BytesIO()
+    contact_sheet(rows, title=title).save(buffer, "PNG")
+    atomic_write_bytes(path, buffer.getvalue())
