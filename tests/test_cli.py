@@ -422,6 +422,18 @@ def test_evaluation_takes_another_query_temperature(trained, drawn_faces, splits
         assert "query_temperature" in fails(2, *arguments, wrong)
 
 
+def test_open_set_figures_are_printed_and_drawn(trained, drawn_faces, splits, tmp_path):
+    arguments = ("evaluate", trained, "--data", drawn_faces[0], "--split", splits / "seen.json")
+    found = succeeds(*arguments, "--open-set", "--seed", "2")["splits"][str(splits / "seen.json")]["open_set"]
+    assert (found["seed"], found["num_enrolled"]) == (2, 3)
+    result = opqn(*arguments, "--open-set", "--plots", tmp_path / "plots")
+    assert (result.status, result.err) == (0, "")
+    assert "3 people known, 3 unknown (seed 0)" in " ".join(result.out.split())
+    for name in ("detection-error.svg", "verification.svg"):
+        assert (tmp_path / "plots" / name).read_text().startswith("<?xml")
+    assert "--open-set" in fails(2, *arguments, "--plots", tmp_path / "plots")
+
+
 # Codes
 
 

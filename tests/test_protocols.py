@@ -9,7 +9,9 @@ from opqn.data.images import SkippedImage
 from opqn.data.splits import Split, person_of
 from opqn.errors import ConfigError, DataError
 from opqn.evaluation import evaluate, evaluate_features, quantization_error
+from opqn.index import score
 from opqn.model import OPQN, ModelConfig
+from opqn.open_set import verification
 from opqn.protocols import evaluate_split, image_features
 
 
@@ -132,3 +134,48 @@ def test_a_role_without_a_readable_image_is_an_error(model, folder):
     split = Split("no query", "unseen", 0, (), tuple(good), ("p2/empty.png",))
     with pytest.raises(DataError, match="none of 1 images"):
         evaluate_split(model, root, split)
+
+
+def test_open_set_figures_are_those_of_a_gallery_of_half_of_the_people(model, drawn_faces):
+    root, split = drawn_faces
+    report = evaluate_split(model, root, split, open_set_seed=4).open_set
+    assert (report.seed, report.num_enrolled) == (4, 4)
+    gallery, query = (image_features(model, root, paths) for paths in (split.gallery, split.query))
+    people = np.unique(gallery.people())
+    known = people[np.random.default_rng(4).permutation(len(people))[:4]]
+    codes, tables = model.encode_features(gallery.features), model.tables_of_features(query.features)
+    names = np.concatenate([query.people(), gallery.people()])
+    unit = torch.nn.functional.normalize
+    cosines = (unit(query.features) @ unit(gallery.features).T).numpy()
+    # Per query and known person 3/4 of the best face and 1/4 of the second; codes of this model tie, cosines do not.
+    best = np.stack(
+        [np.sort(cosines[:, gallery.people() == person], axis=1)[:, -2:] @ [0.25, 0.75] for person in known], axis=1
+    )
+    is_known = np.isin(query.people(), known)
+    rank1 = (known[best[is_known].argmax(axis=1)] == query.people()[is_known]).mean()
+    found = report.features.identification
+    assert found.rank_at[1] == pytest.approx(rank1)
+    assert found.fnir[-1] == pytest.approx(1 - rank1)  # where every stranger may be named
+    for figures in (found, report.codes.identification):
+        assert figures.num_probes == is_known.sum() == 4
+        assert figures.num_stranger_faces == (~np.isin(names, known)).sum() == 4 * 8
+        assert figures.num_strangers == 4
+    same = query.people()[:, None] == gallery.people()
+    assert report.codes.verification.to_dict() == verification(score(tables, codes).ravel(), same.ravel()).to_dict()
+    assert report.features.verification.equal_error_rate == pytest.approx(
+        verification(cosines.ravel(), same.ravel()).equal_error_rate, abs=1e-6
+    )
+
+
+def test_of_many_pairs_a_sample_is_verified(model, drawn_faces, monkeypatch):
+    root, split = drawn_faces
+    monkeypatch.setattr(protocols, "MAX_PAIRS", 3 * len(split.gallery))
+    found = evaluate_split(model, root, split, open_set_seed=0).open_set.codes.verification
+    assert found.num_genuine + found.num_impostor == 3 * len(split.gallery)
+
+
+def test_one_person_cannot_be_divided_into_known_and_unknown(model, drawn_faces):
+    root, split = drawn_faces
+    one = Split("x", "seen", 0, split.gallery[:5], split.gallery[:5], split.query[:1])
+    with pytest.raises(DataError, match="known and unknown"):
+        evaluate_split(model, root, one, open_set_seed=0)

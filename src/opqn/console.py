@@ -16,7 +16,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from opqn.model import OPQN
-    from opqn.protocols import SplitReport
+    from opqn.protocols import OpenSetReport, SplitReport
     from opqn.training import Progress as TrainingProgress
 
 # Names of files and people are printed as they are: "[/b]" is no markup and ":smile:" no emoji.
@@ -79,7 +79,24 @@ def print_split_report(name: str, model: OPQN, report: SplitReport) -> None:
         f"quantization error {report.quantization_error:.4f}; queries without a match: {report.codes.num_unmatched}; "
         f"split {report.split_hash[:12]}"
     )
+    if report.open_set is not None:
+        _print_open_set(model, report.open_set)
     _warn_of_skipped([image._asdict() for image in report.skipped])
+
+
+def _print_open_set(model: OPQN, report: OpenSetReport) -> None:
+    rows = []
+    for method, found in ((f"codes, {model.config.num_bits} bits", report.codes), ("uncompressed", report.features)):
+        identified, verified = found.identification, found.verification
+        values = [identified.dir_at[0.1], identified.dir_at[0.01], verified.tmr_at[0.01], verified.tmr_at[0.001]]
+        rows.append((method, *("-" if value is None else f"{value:.4f}" for value in values)))
+    identified = report.codes.identification
+    print_table(
+        f"{report.num_enrolled} people known, {identified.num_strangers} unknown (seed {report.seed}): named rightly",
+        ("", "of strangers named 10 %", "1 %", "pairs: TMR at FMR 1 %", "0.1 %"),
+        rows,
+    )
+    output.print("-: too few people to tell")
 
 
 @contextmanager

@@ -15,10 +15,20 @@ import pytest
 from PIL import Image
 
 from opqn.errors import ConfigError, OpqnError
-from opqn.report.plots import MAX_CURVES, codeword_use, precision_recall_png, precision_recall_svg, training_curve
+from opqn.report.plots import (
+    MAX_CURVES,
+    codeword_use,
+    detection_error_svg,
+    precision_recall_png,
+    precision_recall_svg,
+    training_curve,
+    verification_svg,
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 RECALL = np.linspace(0, 1, 50)
+RATES = np.logspace(-3, 0, 61)
+ERRORS = {"OPQN": (RATES, 0.02 / RATES**0.5 / 2), "FAISS <OPQ> & co": (RATES, 0.03 / RATES**0.5)}
 CURVES = {"OPQN": (RECALL, 1 - RECALL / 4), "FAISS <OPQ> & co": (RECALL, 1 - RECALL / 2)}
 
 
@@ -64,6 +74,8 @@ def test_no_two_curves_look_the_same():
     "chart",
     [
         lambda: precision_recall_svg(CURVES),
+        lambda: detection_error_svg(ERRORS),
+        lambda: verification_svg(ERRORS),
         lambda: training_curve([epoch(1), epoch(2, validation_map=0.4)]),
         lambda: codeword_use([3, 4], 4),
     ],
@@ -152,6 +164,57 @@ def test_rounding_above_one_is_no_reason_to_refuse_a_curve():
 def test_the_number_of_curves_is_bounded(count):
     with pytest.raises(ConfigError, match=f"1 to {MAX_CURVES}"):
         precision_recall_svg({str(i): CURVES["OPQN"] for i in range(count)})
+
+
+def points(svg):
+    """Return the points of every curve inside the axes, in the picture's units; y grows downwards."""
+    found = re.findall(r'<path d="([^"]*)" clip-path="[^"]*" style="([^"]*)"', svg.decode())
+    shapes = [path for path, style in found if "#e3e6ea" not in style]
+    return [np.array(re.findall(r"[ML] (-?[\d.]+) (-?[\d.]+)", path), float) for path in shapes]
+
+
+@pytest.mark.parametrize(
+    ("draw", "across", "up"),
+    [
+        (detection_error_svg, "FPIR: strangers named", "FNIR: people missed"),
+        (verification_svg, "FMR: false matches", "TMR: true matches"),
+    ],
+)
+def test_a_chart_of_errors_names_its_curves_its_axes_and_the_powers_of_ten(draw, across, up):
+    comments, title, description = texts(draw(ERRORS, "Strangers, 64 bits"))
+    assert {"OPQN", across, up, "0.001", "0.01", "0.1", "1", "Strangers, 64 bits"} <= set(comments)
+    assert not [text for text in comments if "$" in text or "mathdefault" in text]
+    assert title == "Strangers, 64 bits"
+    assert description == "Curves: OPQN, FAISS <OPQ> & co"
+
+
+def test_equal_factors_are_equal_distances_in_a_chart_of_errors():
+    # A power law is a straight line on two logarithmic axes, and three times the errors a parallel one above.
+    lower, upper = points(detection_error_svg(ERRORS))
+    slope = np.diff(lower[:, 1]) / np.diff(lower[:, 0])
+    assert slope == pytest.approx(np.full(len(slope), slope[0]), rel=1e-3)
+    assert lower[:, 1] - upper[:, 1] == pytest.approx(np.full(len(lower), lower[0, 1] - upper[0, 1]), rel=1e-3)
+    assert lower[0, 1] > upper[0, 1]
+
+
+def test_a_rate_of_true_matches_is_drawn_as_it_is():
+    (line,) = points(verification_svg({"a": ([0.01, 0.1, 1.0], [0.91, 0.95, 0.99])}))
+    assert np.diff(line[:, 0]) == pytest.approx([line[1, 0] - line[0, 0]] * 2, rel=1e-4)
+    assert np.diff(line[:, 1]) == pytest.approx([line[1, 1] - line[0, 1]] * 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("draw", [detection_error_svg, verification_svg])
+@pytest.mark.parametrize(
+    "pair", [([0.5, 1], [0, 0]), ([0, 1], [1, 0]), ([1], [1]), ([0], [0]), ([0.4, 1], [0.5, 0.6]), ([1e-5, 1], [1, 1])]
+)
+def test_rates_of_nothing_and_of_all_can_be_drawn(draw, pair):
+    texts(draw({"a": pair}))
+
+
+@pytest.mark.parametrize(("draw", "names"), [(detection_error_svg, "FPIR and FNIR"), (verification_svg, "FMR and TMR")])
+def test_what_are_no_rates_is_refused_by_name(draw, names):
+    with pytest.raises(ConfigError, match=f"'bad' leaves 0..1; give {names}"):
+        draw({"bad": ([0.1, 1.1], [0.5, 0.5])})
 
 
 def test_a_training_chart_names_every_loss_part_the_map_and_the_rate():

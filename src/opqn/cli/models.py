@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ import typer
 
 from opqn.cli.options import Device, Json, Model, Root, load_model
 from opqn.console import bar, errors, output, print_facts, print_json, print_split_report, print_table, training_line
+from opqn.errors import ConfigError
 
 if TYPE_CHECKING:
     from opqn.protocols import SplitReport
@@ -141,6 +143,13 @@ def evaluate(
     root: Root,
     split_files: Annotated[list[Path], typer.Option("--split", help="Split file; repeat it.", show_default=False)],
     query_temperature: Annotated[float | None, typer.Option(help="Instead of the model's own.")] = None,
+    open_set: Annotated[
+        bool, typer.Option("--open-set", help="Also with half of the people unknown: who is named, who is missed.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of who is unknown.")] = 0,
+    plots: Annotated[
+        Path | None, typer.Option(help="Folder for the curves of --open-set, as SVG files.", show_default=False)
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -151,14 +160,23 @@ def evaluate(
     from opqn.data.splits import Split
     from opqn.protocols import evaluate_split
 
+    if plots is not None and not open_set:
+        raise ConfigError("--plots draws the curves of --open-set; give both")
     splits = [Split.load(path, root) for path in split_files]
     loaded = load_model(model, device)
     reports: dict[str, SplitReport] = {}
     for path, made in zip(split_files, splits, strict=True):
         with bar(f"{made.protocol} people", "images") as on_images:
             reports[str(path)] = evaluate_split(
-                loaded, root, made, query_temperature=query_temperature, on_images=on_images
+                loaded,
+                root,
+                made,
+                query_temperature=query_temperature,
+                open_set_seed=seed if open_set else None,
+                on_images=on_images,
             )
+    if plots is not None:
+        _draw(plots, reports)
     if as_json:
         print_json(
             {"model": loaded.fingerprint, "splits": {name: report.to_dict() for name, report in reports.items()}}
@@ -166,6 +184,21 @@ def evaluate(
         return
     for name, report in reports.items():
         print_split_report(name, loaded, report)
+
+
+def _draw(folder: Path, reports: Mapping[str, SplitReport]) -> None:
+    from opqn._files import atomic_write_bytes
+    from opqn.report import detection_error_svg, verification_svg
+
+    errors_of, rocs = {}, {}
+    for report in reports.values():
+        if report.open_set is not None:
+            for name, found in (("codes", report.open_set.codes), ("features", report.open_set.features)):
+                label = f"{name}, {report.protocol} people"
+                errors_of[label] = (found.identification.fpir, found.identification.fnir)
+                rocs[label] = (found.verification.fmr, found.verification.tmr)
+    atomic_write_bytes(folder / "detection-error.svg", detection_error_svg(errors_of))
+    atomic_write_bytes(folder / "verification.svg", verification_svg(rocs))
 
 
 def encode(

@@ -314,13 +314,13 @@ class Gallery(GalleryReader):
         """Put the faces that have no name into groups of one person each; groups made before are made anew.
 
         Args:
-            threshold: lowest score of two faces of one person. Without it the one that comes with the encoder, at which
-                one stranger in ten would be named, or else that of :meth:`calibrate`.
+            threshold: lowest score of two faces of one person. Without it the one that comes with the encoder, at
+                which one stranger in ten would be named, or else that of :meth:`calibrate`.
             neighbours: most alike faces that each is compared with.
 
         Returns:
-            For each group, the largest first, the unnamed person it became and the ids of its faces. A face that is like
-            no other is in none.
+            For each group, the largest first, the unnamed person it became and the ids of its faces. A face that is
+            like no other is in none.
 
         Raises:
             ConfigError: there is no threshold, or it is NaN.

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from opqn.report.page import Page, percent
-from opqn.report.plots import codeword_use, precision_recall_png, precision_recall_svg, training_curve
+from opqn.report.plots import (
+    codeword_use,
+    detection_error_svg,
+    precision_recall_png,
+    precision_recall_svg,
+    training_curve,
+    verification_svg,
+)
 from opqn.report.sheets import Hit, SheetRow, contact_sheet
 
 __all__ = [
@@ -12,8 +19,10 @@ __all__ = [
     "SheetRow",
     "codeword_use",
     "contact_sheet",
+    "detection_error_svg",
     "percent",
     "precision_recall_png",
     "precision_recall_svg",
     "training_curve",
+    "verification_svg",
 ]

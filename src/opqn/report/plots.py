@@ -9,10 +9,10 @@ matplotlib's settings are swapped while a chart is drawn and put back afterwards
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,7 +22,10 @@ from opqn.report._text import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+
+_Curve: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 _COLORS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLES: Final = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.6, 1.2, 1.6)))
@@ -72,14 +75,56 @@ def precision_recall_svg(
         ConfigError: no curve, more than 28, or arrays that are not such a pair.
         OpqnError: matplotlib is not installed.
     """
-    return _precision_recall(curves, title, "svg")
+    return _curves(curves, title, ("recall", "precision"), _whole_range, "svg")
 
 
 def precision_recall_png(
     curves: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str = "Precision against recall"
 ) -> bytes:
     """Draw the chart of :func:`precision_recall_svg` as PNG, 1024 pixels wide."""
-    return _precision_recall(curves, title, "png")
+    return _curves(curves, title, ("recall", "precision"), _whole_range, "png")
+
+
+def detection_error_svg(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str = "Strangers named against people missed"
+) -> bytes:
+    """Draw open-set identification: the people missed (FNIR) over the strangers named (FPIR), one line a method.
+
+    Both axes are logarithmic, as in NIST's reports, and further down is better. A rate of 0 lies below the chart.
+
+    Args:
+        curves: name to (fpir, fnir), as in :class:`opqn.open_set.IdentificationReport`; the legend keeps this order.
+        title: the line above the chart.
+
+    Returns:
+        An SVG document.
+
+    Raises:
+        ConfigError: no curve, more than 28, or arrays that are not such a pair.
+        OpqnError: matplotlib is not installed.
+    """
+    return _curves(curves, title, ("FPIR: strangers named", "FNIR: people missed"), _log_error, "svg")
+
+
+def verification_svg(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str = "True matches against false matches"
+) -> bytes:
+    """Draw verification, the ROC: true matches (TMR) over false matches (FMR), one line a method.
+
+    The horizontal axis is logarithmic; the vertical one begins at the tenth below the lowest point.
+
+    Args:
+        curves: name to (fmr, tmr), as in :class:`opqn.open_set.VerificationReport`; the legend keeps this order.
+        title: the line above the chart.
+
+    Returns:
+        An SVG document.
+
+    Raises:
+        ConfigError: no curve, more than 28, or arrays that are not such a pair.
+        OpqnError: matplotlib is not installed.
+    """
+    return _curves(curves, title, ("FMR: false matches", "TMR: true matches"), _log_rate, "svg")
 
 
 def training_curve(history: Sequence[Mapping[str, float | None]], title: str = "Training") -> bytes:
@@ -176,10 +221,18 @@ def codeword_use(used_words: Sequence[int], num_words: int, title: str = "Codewo
         return _save(figure, title, f"Words used of {num_words}. {counts}", "svg")
 
 
-def _precision_recall(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str, file_format: str) -> bytes:
+def _curves(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    title: str,
+    names: tuple[str, str],
+    set_range: Callable[[Axes, Sequence[_Curve]], None],
+    file_format: str,
+) -> bytes:
+    """Draw lines over two axes of these names, whose range and scale ``set_range`` sets."""
     if not 1 <= len(curves) <= MAX_CURVES:
         raise ConfigError(f"{len(curves)} curves were given; a readable chart has 1 to {MAX_CURVES}")
-    checked = {name: _curve(name, recall, precision) for name, (recall, precision) in curves.items()}
+    short = tuple(name.partition(":")[0] for name in names)
+    checked = {name: _curve(name, pair, short) for name, pair in curves.items()}
     with _settings():
         labels = [_drawable(name) for name in checked]
         columns = 2 if max(map(len, labels)) <= 26 else 1
@@ -187,29 +240,65 @@ def _precision_recall(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], title: 
         axes = figure.subplots()
         lines = [
             axes.plot(
-                recall,
-                precision,
+                across,
+                up,
                 color=_COLORS[number % len(_COLORS)],
                 linestyle=_STYLES[(number % len(_COLORS) + number // len(_COLORS)) % len(_STYLES)],
             )[0]
-            for number, (recall, precision) in enumerate(checked.values())
+            for number, (across, up) in enumerate(checked.values())
         ]
-        axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.005), ylim=(0, 1.02))
+        axes.set(xlabel=names[0], ylabel=names[1])
+        set_range(axes, list(checked.values()))
         axes.set_title(_drawable(title))
         figure.legend(lines, labels, loc="outside lower center", ncols=columns)
         return _save(figure, title, f"Curves: {', '.join(one_line(name) for name in checked)}", file_format)
 
 
-def _curve(name: str, recall: ArrayLike, precision: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    pair = np.asarray(recall, np.float64), np.asarray(precision, np.float64)
-    if pair[0].ndim != 1 or pair[0].shape != pair[1].shape or not pair[0].size:
+def _whole_range(axes: Axes, _: Sequence[_Curve]) -> None:
+    axes.set(xlim=(0, 1.005), ylim=(0, 1.02))
+
+
+def _log_error(axes: Axes, curves: Sequence[_Curve]) -> None:
+    axes.set(xlim=(_least([across for across, _ in curves]), 1), ylim=(0.8 * _least([up for _, up in curves]), 1.05))
+    axes.set(xscale="log", yscale="log")  # after the range: matplotlib finds none where all rates are 0
+    _plain_numbers(axes.xaxis)
+    _plain_numbers(axes.yaxis)
+
+
+def _log_rate(axes: Axes, curves: Sequence[_Curve]) -> None:
+    lowest = min(float(up.min()) for _, up in curves)
+    axes.set(xlim=(_least([across for across, _ in curves]), 1))
+    axes.set(ylim=(min(max(np.floor(10 * lowest) / 10, 0.0), 0.9), 1.005))
+    axes.set(xscale="log")
+    _plain_numbers(axes.xaxis)
+
+
+def _least(values: Sequence[NDArray[np.float64]]) -> float:
+    """Return the least number above 0, at most 0.5, for the end of a logarithmic axis that goes up to 1."""
+    every = np.concatenate(values)
+    return float(every[every > 0].min(initial=0.5))
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """Write 0.01, and nothing between powers of ten unless there is but one power."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter  # noqa: PLC0415
+
+    low, high = axis.get_view_interval()
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axis.set_major_formatter(plain)
+    axis.set_minor_formatter(NullFormatter() if high / low > 10 else plain)
+
+
+def _curve(name: str, pair: tuple[ArrayLike, ArrayLike], names: tuple[str, ...]) -> _Curve:
+    checked = np.asarray(pair[0], np.float64), np.asarray(pair[1], np.float64)
+    if checked[0].ndim != 1 or checked[0].shape != checked[1].shape or not checked[0].size:
         raise ConfigError(
-            f"curve {name!r} has recall of shape {pair[0].shape} and precision of shape {pair[1].shape}; give two "
-            "one-dimensional arrays of the same length"
+            f"curve {name!r} has {names[0]} of shape {checked[0].shape} and {names[1]} of shape {checked[1].shape}; "
+            "give two one-dimensional arrays of the same length"
         )
-    if not all(((values >= -_ROUNDING) & (values <= 1 + _ROUNDING)).all() for values in pair):
-        raise ConfigError(f"curve {name!r} leaves 0..1; give recall and precision as fractions, without NaN")
-    return pair
+    if not all(((values >= -_ROUNDING) & (values <= 1 + _ROUNDING)).all() for values in checked):
+        raise ConfigError(f"curve {name!r} leaves 0..1; give {names[0]} and {names[1]} as fractions, without NaN")
+    return checked
 
 
 def _column(history: Sequence[Mapping[str, float | None]], key: str) -> NDArray[np.float64]:
