@@ -192,7 +192,7 @@ def face_vectors(faces: Sequence[Face]) -> NDArray[np.float32]:
 
 def checksum(code: bytes, vector: bytes | None, crop: bytes | None) -> int:
     """CRC-32 over what cannot be told to be damaged by looking at it."""
-    return zlib.crc32(crop or b"", zlib.crc32(vector or b"", zlib.crc32(code)))
+    return zlib.crc32(b"".join((code, vector or b"", crop or b"")))
 
 
 def vector_bytes(vector: NDArray[np.float32]) -> bytes:

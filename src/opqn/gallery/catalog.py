@@ -46,7 +46,7 @@ _SCHEMA: Final = (
        photo INTEGER REFERENCES photos (id), code BLOB NOT NULL, vector BLOB, crop BLOB, place BLOB, size REAL,
        eye_distance REAL, score REAL, sharpness REAL, yaw REAL, pitch REAL, roll REAL, checksum INTEGER NOT NULL)""",
     "CREATE INDEX faces_person ON faces (person)",
-    "CREATE INDEX faces_photo ON faces (photo)",
+    "CREATE INDEX faces_photo ON faces (photo) WHERE photo IS NOT NULL",
     # What readers and the index still have to take out.
     "CREATE TABLE removals (number INTEGER PRIMARY KEY AUTOINCREMENT, face INTEGER NOT NULL)",
 )
@@ -214,7 +214,7 @@ class Catalog:
                     "SELECT id, code FROM faces WHERE id >= ? ORDER BY id LIMIT ?", (next_id, _FACES_AT_ONCE)
                 )
                 num_faces = self.count("faces") if len(added) < _FACES_AT_ONCE else None
-                last_face = self.rows("SELECT seq FROM sqlite_sequence WHERE name = 'faces'")
+                last_face = self._last_face()
             finally:
                 self._connection.execute("ROLLBACK")
         codes = b"".join(code for _, code in added if isinstance(code, bytes) and len(code) == num_books)
@@ -226,16 +226,20 @@ class Catalog:
             np.array([face for face, _ in added], dtype=np.int64),
             np.frombuffer(codes, np.uint8).reshape(-1, num_books),
             num_faces,
-            last_face[0][0] if last_face else 0,
+            last_face,
         )
 
-    def add_faces(self, rows: Sequence[Sequence[Any]]) -> range:
-        """Add faces, each with :data:`FACE_COLUMNS`, within :meth:`transaction`; return their ids."""
-        before = self.rows("SELECT seq FROM sqlite_sequence WHERE name = 'faces'")
-        first = before[0][0] + 1 if before else 1
-        places = ", ".join("?" * len(FACE_COLUMNS))
-        self.run_many(f"INSERT INTO faces ({', '.join(FACE_COLUMNS)}) VALUES ({places})", rows)  # noqa: S608
-        return range(first, first + len(rows))
+    def add_faces(self, rows: Iterable[Sequence[Any]], columns: Sequence[str] = FACE_COLUMNS) -> range:
+        """Add faces, each with these columns, within :meth:`transaction`; return their ids."""
+        first = self._last_face() + 1
+        statement = f"INSERT INTO faces ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608
+        self.run_many(statement, rows)
+        return range(first, self._last_face() + 1)
+
+    def _last_face(self) -> int:
+        """Return the largest id a face ever had, 0 if there was none."""
+        rows = self.rows("SELECT seq FROM sqlite_sequence WHERE name = 'faces'")
+        return rows[0][0] if rows else 0
 
     def scrub(self) -> bool:
         """Rewrite the file without what was deleted, and empty the write-ahead log.

@@ -22,7 +22,7 @@ from opqn.encoders import Encoder, ready_threshold, save_encoder, vector_quantiz
 from opqn.errors import ConfigError, DataError, OpqnError
 from opqn.faces import QualityFilter
 from opqn.gallery import checks
-from opqn.gallery.adding import Keep, Looker, NewFace, Picture, Source, vector_bytes
+from opqn.gallery.adding import Keep, Looker, Picture, Source, checksum, vector_bytes
 from opqn.gallery.catalog import Catalog, GalleryBusyError, check_name
 from opqn.gallery.identifying import own_calibration, stranger_calibration
 from opqn.gallery.reading import CATALOG, ENCODER, INDEX, GalleryReader
@@ -464,11 +464,11 @@ class Gallery(GalleryReader):
                 for name in names:
                     if name not in numbers:
                         numbers[name] = self._catalog.ensure_person(name or "")
-                rows = [
-                    NewFace(code.tobytes(), vectors[row] if vectors is not None else None).row(numbers[name], None)
-                    for row, (code, name) in enumerate(zip(codes, names, strict=True))
-                ]
-                ids = self._catalog.add_faces(rows)
+                packed = [code.tobytes() for code in codes]
+                kept = vectors if vectors is not None else [None] * len(packed)
+                checksums = [checksum(code, vector, None) for code, vector in zip(packed, kept, strict=True)]
+                rows = zip([numbers[name] for name in names], packed, kept, checksums, strict=True)
+                ids = self._catalog.add_faces(rows, ("person", "code", "vector", "checksum"))
             self._live.changed()
             self._live.save_if_far_behind()
         return AddReport(tuple(ids))
