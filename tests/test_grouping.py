@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
@@ -39,6 +39,7 @@ def people_in_space(rng, faces, noise=0.35, dim=32):
 # The graph
 
 
+@settings(deadline=None)
 @given(SEEDS, st.integers(1, 8))
 def test_the_graph_has_each_faces_best_others_and_the_mean_of_both_scores(seed, k):
     rng = np.random.default_rng(seed)
@@ -138,6 +139,7 @@ def test_a_look_alike_of_both_does_not_join_two_people():
     assert pairwise_scores(group_faces(neighbours, scores, 0.6)[:60], people).f_score == 1.0
 
 
+@settings(deadline=None)
 @given(SEEDS)
 def test_groups_are_parts_of_what_the_threshold_joins_and_no_number_of_a_face_matters(seed):
     rng = np.random.default_rng(seed)
@@ -212,6 +214,7 @@ def harmonic(precision, recall):
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(-1, 4), st.integers(-1, 4)), min_size=1, max_size=20), st.booleans())
 def test_metrics_equal_their_definitions(labels, by_name):
     groups, people = (list(column) for column in zip(*labels, strict=True))

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeGuard, runtime_checkable
 
@@ -16,10 +20,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from opqn._files import write_synced
-from opqn.data.images import load_image
-from opqn.errors import ConfigError, CorruptFileError
+from opqn.data.images import SkippedImage, UnreadableImageError, load_image
+from opqn.data.vectors import VectorSet
+from opqn.errors import ConfigError, CorruptFileError, DataError
 
 if TYPE_CHECKING:
+    from opqn.data.folders import ImageFolder
     from opqn.estimator import OPQNQuantizer
     from opqn.faces import Face, FacePipeline
 
@@ -28,6 +34,9 @@ DETECTOR: Final = "detector.onnx"
 EMBEDDER: Final = "embedder.onnx"
 FORMAT_VERSION: Final = 1
 _MAX_BYTES: Final = 1 << 20
+_AT_ONCE: Final = 256
+_TAIL: Final = 10
+"""Of the rarest rates, that what is rarer is extrapolated from."""
 
 
 @runtime_checkable
@@ -118,18 +127,109 @@ class FaceEncoder:
         )
 
 
+def embed_folder(
+    pipeline: FacePipeline,
+    folder: ImageFolder,
+    *,
+    aligned: bool = False,
+    on_images: Callable[[int, int], None] = lambda _done, _all: None,
+) -> tuple[VectorSet, list[SkippedImage]]:
+    """Embed the most prominent face in each picture of a folder.
+
+    Args:
+        pipeline: what finds, aligns and embeds.
+        folder: a folder a person.
+        aligned: the pictures are faces cut out and aligned already, so none is looked for.
+        on_images: told how many pictures are done, and how many there are.
+
+    Returns:
+        The vectors, and the pictures that cannot be read or show no face.
+
+    Raises:
+        DataError: no picture shows a face.
+    """
+    loads = [(place, partial(_pixels, folder.root / path)) for place, path in enumerate(folder.paths)]
+    places: list[int] = []
+    vectors: list[NDArray[np.float32]] = []
+    skipped = list(folder.skipped)
+    for place, found in _aligned_vectors(pipeline, loads) if aligned else _found_vectors(pipeline, loads):
+        if isinstance(found, UnreadableImageError):
+            skipped.append(SkippedImage(folder.paths[place], found.reason))
+        elif isinstance(found, Exception):
+            raise found
+        elif found is None:
+            skipped.append(SkippedImage(folder.paths[place], "there is no face in it"))
+        else:
+            places.append(place)
+            vectors.append(found)
+        on_images(place + 1, len(loads))
+    if not vectors:
+        raise DataError(f"no face was found in the {len(loads)} pictures in {folder.root}")
+    people = np.array([folder.people[place] for place in places])
+    return VectorSet(np.stack(vectors), people, np.array([folder.paths[place] for place in places])), skipped
+
+
+Loads = Sequence[tuple[int, Callable[[], NDArray[np.uint8]]]]
+Vector = NDArray[np.float32] | Exception | None
+
+
+def _pixels(path: Path) -> NDArray[np.uint8]:
+    return np.asarray(load_image(path))
+
+
+def _found_vectors(pipeline: FacePipeline, loads: Loads) -> Iterator[tuple[int, Vector]]:
+    for place, found in pipeline.process(loads):
+        yield place, found if isinstance(found, Exception) else found[0].vector if found else None
+
+
+def _aligned_vectors(pipeline: FacePipeline, loads: Loads) -> Iterator[tuple[int, Vector]]:
+    def embed(load: tuple[int, Callable[[], NDArray[np.uint8]]]) -> tuple[int, Vector]:
+        try:
+            return load[0], pipeline.embedder.embed([load[1]()], threads=1)[0]
+        except UnreadableImageError as error:
+            return load[0], error
+
+    with ThreadPoolExecutor(pipeline.threads) as pool:
+        for start in range(0, len(loads), _AT_ONCE):
+            yield from pool.map(embed, loads[start : start + _AT_ONCE])
+
+
 def ready_quantizer() -> OPQNQuantizer:
     """Return the quantizer for SFace vectors that comes with opqn: 64 bits, ready to use."""
     from opqn.estimator import OPQNQuantizer  # noqa: PLC0415
 
-    with resources.as_file(resources.files("opqn") / "weights" / "sface-64") as folder:
+    with resources.as_file(_ready_folder()) as folder:
         return OPQNQuantizer.load(folder)
 
 
+def _ready_folder() -> Traversable:
+    return resources.files("opqn") / "weights" / "sface-64"
+
+
 def ready_threshold(encoder: Encoder, num_people: int, fpir: float = 0.01) -> float | None:
-    """Return the lowest score that names a person, measured for an encoder that comes with opqn; None for any other."""
-    del encoder, num_people, fpir
-    return None
+    """Return the lowest score that names a person, measured for the quantizer that comes with opqn.
+
+    The rate at which strangers are named was measured in a gallery of some thousand people at many thresholds. For
+    another size it is converted as in :func:`opqn.open_set.calibrate`; what was too rare to be seen is extrapolated, the
+    threshold as a linear function of the rate's logarithm.
+
+    Args:
+        encoder: of a gallery.
+        num_people: people in it.
+        fpir: share of strangers that may be named.
+
+    Returns:
+        None for any other encoder.
+    """
+    facts = json.loads(_ready_folder().joinpath("thresholds.json").read_text(encoding="utf-8"))
+    if encoder.fingerprint not in facts["encoders"]:
+        return None
+    rate = -math.expm1(math.log1p(-fpir) * facts["num_people"] / max(num_people, 1))
+    logs, thresholds = np.log(facts["rates"]), np.array(facts["thresholds"])  # from rare to frequent
+    if rate < facts["rates"][0]:
+        slope = np.polyfit(logs[:_TAIL], thresholds[:_TAIL], 1)[0]
+        return float(thresholds[0] + slope * (math.log(rate) - logs[0]))
+    return float(np.interp(math.log(rate), logs, thresholds))
 
 
 def vector_quantizer(encoder: Encoder) -> OPQNQuantizer:

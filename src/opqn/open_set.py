@@ -324,7 +324,7 @@ def calibrate(
     measured = -math.expm1(math.log1p(-fpir) / growth)  # the rate wanted, at the size measured
     tail = (1.0 - confidence) / 2
     trials = strangers.num_trials // (2 if mutual else 1)
-    needed = math.ceil(math.log(tail) / math.log1p(-measured))
+    needed = math.ceil(math.log(tail) * growth / math.log1p(-fpir))
     if trials < needed:
         raise DataError(
             f"{strangers.num_trials} strangers cannot show a rate of {measured:.3g} (an FPIR of {fpir:g} in a gallery "

@@ -14,7 +14,7 @@ from opqn._version import __version__
 from opqn.cli.benchmarks import bench_app
 from opqn.cli.finding import calibrate, identify, search
 from opqn.cli.galleries import gallery_app
-from opqn.cli.models import data_app, demo, encode, evaluate, train
+from opqn.cli.models import data_app, demo, embed, encode, evaluate, train
 from opqn.console import errors, output
 from opqn.errors import ConfigError, OpqnError
 
@@ -28,7 +28,7 @@ app = typer.Typer(
 app.add_typer(gallery_app, name="gallery")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
-for _verb in (demo, search, identify, calibrate, train, evaluate, encode):
+for _verb in (demo, search, identify, calibrate, train, evaluate, encode, embed):
     app.command()(_verb)
 
 

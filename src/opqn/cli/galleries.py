@@ -8,7 +8,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from opqn.cli.options import Folder, Json, MaxYaw, MinScore, MinSharpness, MinSize, Sheet, quality_filter
@@ -17,8 +16,6 @@ from opqn.console import bar, errors, output, print_facts, print_json, print_tab
 from opqn.errors import ConfigError, DataError, ModelMismatchError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from opqn.encoders import Encoder
     from opqn.faces import FaceEmbedder, QualityFilter
     from opqn.gallery import AddReport, Gallery
@@ -327,7 +324,10 @@ def _add(
     if source is not None:
         reports.append(_add_folder(gallery, source, people, quality, remove_missing=remove_missing))
     if vectors is not None:
-        reports.append(gallery.add_vectors(*_read_vectors(vectors)))
+        from opqn.data.vectors import load_vectors
+
+        given = load_vectors(vectors)
+        reports.append(gallery.add_vectors(given.vectors, None if given.people is None else given.people.tolist()))
     if codes is not None:
         from opqn.data.codes import CodeSet
 
@@ -361,21 +361,6 @@ def _explained_interrupt(gallery: Gallery) -> Iterator[None]:
             soft_wrap=True,
         )
         raise typer.Exit(130) from None
-
-
-def _read_vectors(path: Path) -> tuple[NDArray[np.float32], list[str | None] | None]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("vectors", "people") if name in file}
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise DataError(f"cannot read the vectors in {path}: {error}; numpy.savez writes such a file") from error
-    except Exception as error:  # zipfile and numpy raise nearly anything on a hostile file
-        raise DataError(f"cannot read the vectors in {path}: it is no NumPy file") from error
-    if "vectors" not in arrays:
-        raise DataError(f"{path} has no array `vectors`; save it with numpy.savez(path, vectors=..., people=...)")
-    people = arrays.get("people")
-    names = None if people is None else [str(one) or None for one in people.tolist()]
-    return np.ascontiguousarray(arrays["vectors"], dtype=np.float32), names
 
 
 def _print_reports(gallery: Gallery, reports: Sequence[AddReport], as_json: bool) -> None:

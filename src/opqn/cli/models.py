@@ -241,3 +241,30 @@ def encode(
         },
         as_json,
     )
+
+
+def embed(
+    root: Annotated[Path, typer.Argument(help="A folder per person.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="NumPy file for the vectors.", show_default=False)],
+    aligned: Annotated[
+        bool, typer.Option("--aligned", help="The pictures are faces cut out and aligned; look for none.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Describe the most prominent face in each picture by a vector of SFace, for `opqn bench vectors` and galleries.
+
+    Example: opqn embed photos --out faces.npz
+    """
+    from opqn._files import check_writable
+    from opqn.data.folders import scan_folder
+    from opqn.encoders import embed_folder
+    from opqn.faces import FacePipeline
+
+    check_writable(out)
+    folder = scan_folder(root)
+    with bar("embedding", "images") as on_images:
+        made, skipped = embed_folder(FacePipeline(), folder, aligned=aligned, on_images=on_images)
+    made.save(out)
+    print_facts(
+        {"vectors": str(out), "faces": len(made.vectors), "skipped": [image._asdict() for image in skipped]}, as_json
+    )
