@@ -195,7 +195,7 @@ def test_the_example_of_every_verb_is_one_that_the_verb_takes(path):
         (["identify", "g"], "queries"),
         (["gallery", "create"], "gallery"),
         (["gallery", "remove", "g", "--id", "x"], "--id"),
-        (["data", "prepare", "orll", "--out", "x"], "'orl'"),
+        (["data", "prepare", "orll", "--out", "x"], "did you mean orl"),
         (["data", "split", "faces", "--out", "x", "--unseen-people", "half"], "--unseen-people"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

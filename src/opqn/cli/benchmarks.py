@@ -120,6 +120,33 @@ def bench_gallery(
     _print_benchmark(result, bench.table, as_json)
 
 
+@bench_app.command(name="open-set")
+def bench_open_set(
+    vectors: Annotated[Path, typer.Option(help="File that `opqn embed` wrote.", show_default=False)],
+    bits: Annotated[int, typer.Option(help="Length of a code.")] = 64,
+    fpir: Annotated[float, typer.Option(help="Rate at which strangers may be named.")] = 0.01,
+    draws: Annotated[int, typer.Option(min=1, help="Times that strangers are drawn anew.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="Of every draw.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Calibrate a threshold with some strangers, and see at what rate it names others; people the codes never saw.
+
+    Example: opqn bench open-set --vectors faces.npz
+    """
+    from opqn.bench import open_set as bench
+    from opqn.data.vectors import load_vectors
+
+    result = bench.run(
+        load_vectors(vectors),
+        num_bits=bits,
+        fpir=fpir,
+        draws=draws,
+        seed=seed,
+        on_stage=lambda stage: errors.print(f"{stage} ..."),
+    )
+    _print_benchmark(result, bench.table, as_json)
+
+
 def _print_benchmark(result: dict[str, Any], table: Callable[[dict[str, Any]], str], as_json: bool) -> None:
     if as_json:
         print_json(result)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,12 +16,6 @@ if TYPE_CHECKING:
     from opqn.protocols import SplitReport
 
 data_app = typer.Typer(help="Prepare data sets and split files.", no_args_is_help=True)
-
-
-class DataSet(StrEnum):
-    """Data sets with a recipe."""
-
-    orl = "orl"
 
 
 def demo(
@@ -47,20 +40,41 @@ def demo(
 
 @data_app.command()
 def prepare(
-    name: Annotated[DataSet, typer.Argument(help="Which data set.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Which data set; a wrong name lists them.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder to fill.", show_default=False)],
+    source: Annotated[
+        list[Path] | None, typer.Option(help="Folder or archive as downloaded; repeat it.", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the split.")] = 0,
+    allow_incomplete: Annotated[
+        bool, typer.Option("--allow-incomplete", help="Go on where people or images are missing.")
+    ] = False,
+    known_people: Annotated[
+        Path | None, typer.Option(help="File of people whom a model was trained on; they are no strangers.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Turn a data set into our folder and split files.
+    """Turn a data set into our folder and split files; nothing is downloaded, orl and digits need no source.
 
-    Example: opqn data prepare orl --out orl
+    Example: opqn data prepare lfw --source lfw.tgz --out lfw
     """
-    from opqn.data.orl import prepare_orl
+    from opqn.data.recipes import prepare as run_recipe
+    from opqn.data.recipes import read_names
 
-    prepared = prepare_orl(out, seed=seed)
-    facts = {"data": str(prepared.root), "seen": str(prepared.seen), "unseen": str(prepared.unseen), "set": name.value}
-    print_facts(facts, as_json)
+    sources: Path | list[Path] | None = source[0] if source is not None and len(source) == 1 else source
+    with bar(f"preparing {name}", "images") as on_progress:
+        prepared = run_recipe(
+            name,
+            sources,
+            out,
+            seed=seed,
+            allow_incomplete=allow_incomplete,
+            known_people=read_names(known_people) if known_people is not None else (),
+            on_progress=on_progress,
+        )
+    for warning in prepared.warnings:
+        errors.print(f"opqn: {warning}", soft_wrap=True)
+    print_facts(prepared.to_dict(), as_json)
 
 
 @data_app.command()
