@@ -124,8 +124,8 @@ def group_faces(
     if not len(face):
         return labels
     # Imported here, as they are slow to load.
-    from scipy.sparse import csr_matrix  # type: ignore[import-untyped]  # noqa: PLC0415
-    from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]  # noqa: PLC0415
+    from scipy.sparse import csr_matrix  # noqa: PLC0415
+    from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
 
     top = float(score.max())
     distances = NEAR + (top - score) / (top - threshold if top > threshold else 1.0)  # (links,) in 1..2

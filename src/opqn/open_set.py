@@ -517,7 +517,7 @@ def _binomial_tails(
     shares: NDArray[np.float64], trials: int, rate: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return how likely (T,) shares of the trials are, or fewer, and the same or more, if the rate is this."""
-    from scipy.special import betainc  # type: ignore[import-untyped]  # noqa: PLC0415 (slow to load)
+    from scipy.special import betainc  # noqa: PLC0415 (slow to load)
 
     # The binomial distribution as a beta distribution takes shares that are no whole number of trials. Where its first
     # parameter would be 0, the chance is 1.

@@ -52,8 +52,8 @@ _UNNAMED: Final = (
     "SELECT faces.id FROM faces LEFT JOIN people ON people.id = faces.person WHERE name IS NULL ORDER BY faces.id"
 )
 _UNGROUP: Final = "UPDATE faces SET person = NULL WHERE person IN (SELECT id FROM people WHERE name IS NULL)"
-GROUPING_FPIR: Final = 0.1
-"""Of the threshold for grouping, which HDBSCAN narrows down where faces lie close; anything from 0.005 to 0.5 works."""
+GROUPING_FPIR: Final = 0.05
+"""Of the threshold for grouping, which HDBSCAN narrows down where faces lie close; 0.01 to 0.2 works."""
 
 OnProgress = Callable[[int, int], None]
 """Called with how many pictures are stored for good, and how many there are."""
@@ -315,7 +315,7 @@ class Gallery(GalleryReader):
 
         Args:
             threshold: lowest score of two faces of one person. Without it the one that comes with the encoder, at
-                which one stranger in ten would be named, or else that of :meth:`calibrate`.
+                which one stranger in twenty would be named, or else that of :meth:`calibrate`.
             neighbours: most alike faces that each is compared with.
 
         Returns:

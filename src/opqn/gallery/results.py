@@ -69,7 +69,7 @@ class Candidate:
 
     person: Person
     score: float
-    """Their faces' scores combined, see :func:`opqn.open_set.rank_people`."""
+    """Their faces' scores combined, see :func:`opqn.open_set.person_scores`."""
     best: FaceHit
     """Their face that is most alike."""
 
