@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from opqn.data.splits import Split, make_splits
     from opqn.encoders import FaceEncoder
     from opqn.errors import ConfigError, CorruptFileError, DataError, ModelMismatchError, OpqnError
+    from opqn.estimator import OPQNQuantizer
     from opqn.evaluation import EvaluationReport, evaluate, evaluate_features
     from opqn.gallery import Gallery, GalleryBusyError
     from opqn.index import CodeIndex, ReferenceIndex
@@ -46,6 +47,7 @@ __all__ = [  # noqa: RUF022 (plain alphabetical order)
     "OPQN",
     "OpqnError",
     "OPQNLoss",
+    "OPQNQuantizer",
     "orthonormal_codebooks",
     "OrthonormalQuantizer",
     "ReferenceIndex",
@@ -75,6 +77,7 @@ _HOMES = {
     "OPQN": "model",
     "OpqnError": "errors",
     "OPQNLoss": "losses",
+    "OPQNQuantizer": "estimator",
     "orthonormal_codebooks": "codebooks",
     "OrthonormalQuantizer": "quantizer",
     "ReferenceIndex": "index",

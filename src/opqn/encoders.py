@@ -198,20 +198,20 @@ def ready_quantizer() -> OPQNQuantizer:
     """Return the quantizer for SFace vectors that comes with opqn: 64 bits, ready to use."""
     from opqn.estimator import OPQNQuantizer  # noqa: PLC0415
 
-    with resources.as_file(_ready_folder()) as folder:
+    with resources.as_file(_weights("sface-64")) as folder:
         return OPQNQuantizer.load(folder)
 
 
-def _ready_folder() -> Traversable:
-    return resources.files("opqn") / "weights" / "sface-64"
+def _weights(name: str) -> Traversable:
+    return resources.files("opqn") / "weights" / name
 
 
 def ready_threshold(encoder: Encoder, num_people: int, fpir: float = 0.01) -> float | None:
     """Return the lowest score that names a person, measured for the quantizer that comes with opqn.
 
     The rate at which strangers are named was measured in a gallery of some thousand people at many thresholds. For
-    another size it is converted as in :func:`opqn.open_set.calibrate`; what was too rare to be seen is extrapolated, the
-    threshold as a linear function of the rate's logarithm.
+    another size it is converted as in :func:`opqn.open_set.calibrate`; what was too rare to be seen is extrapolated,
+    the threshold as a linear function of the rate's logarithm.
 
     Args:
         encoder: of a gallery.
@@ -221,7 +221,7 @@ def ready_threshold(encoder: Encoder, num_people: int, fpir: float = 0.01) -> fl
     Returns:
         None for any other encoder.
     """
-    facts = json.loads(_ready_folder().joinpath("thresholds.json").read_text(encoding="utf-8"))
+    facts = json.loads(_weights("sface-64-thresholds.json").read_text(encoding="utf-8"))
     if encoder.fingerprint not in facts["encoders"]:
         return None
     rate = -math.expm1(math.log1p(-fpir) * facts["num_people"] / max(num_people, 1))
@@ -322,8 +322,11 @@ def _load_pipeline(facts: dict[str, Any], folder: Path) -> FacePipeline:
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptFileError(f"{folder / FILE} is damaged: {error}; restore it from a backup") from error
     paths = {name: folder / name if name in own else None for name in (DETECTOR, EMBEDDER)}
-    detector = FaceDetector(settings, weights=paths[DETECTOR], sha256=own.get(DETECTOR))
-    return FacePipeline(detector, FaceEmbedder(paths[EMBEDDER], config, sha256=own.get(EMBEDDER)))
+    try:
+        detector = FaceDetector(settings, weights=paths[DETECTOR], sha256=own.get(DETECTOR))
+        return FacePipeline(detector, FaceEmbedder(paths[EMBEDDER], config, sha256=own.get(EMBEDDER)))
+    except ConfigError as error:
+        raise CorruptFileError(f"{folder / FILE} is damaged: {error}; restore it from a backup") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
