@@ -159,6 +159,19 @@ class Catalog:
                     self._connection.execute("ROLLBACK")
                 raise
 
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Make everything read within the block be as of one moment."""
+        with self._lock, _explained(self.path):
+            if self._connection.in_transaction:
+                yield
+                return
+            self._connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._connection.execute("ROLLBACK")
+
     # Facts
 
     def meta(self, key: str) -> Any:
@@ -204,19 +217,11 @@ class Catalog:
         Raises:
             CorruptFileError: a code has another length.
         """
-        with self._lock, _explained(self.path):
-            self._connection.execute("BEGIN")
-            try:
-                removed = self.rows(
-                    "SELECT number, face FROM removals WHERE number > ? ORDER BY number", (last_removal,)
-                )
-                added = self.rows(
-                    "SELECT id, code FROM faces WHERE id >= ? ORDER BY id LIMIT ?", (next_id, _FACES_AT_ONCE)
-                )
-                num_faces = self.count("faces") if len(added) < _FACES_AT_ONCE else None
-                last_face = self._last_face()
-            finally:
-                self._connection.execute("ROLLBACK")
+        with self.snapshot():
+            removed = self.rows("SELECT number, face FROM removals WHERE number > ? ORDER BY number", (last_removal,))
+            added = self.rows("SELECT id, code FROM faces WHERE id >= ? ORDER BY id LIMIT ?", (next_id, _FACES_AT_ONCE))
+            num_faces = self.count("faces") if len(added) < _FACES_AT_ONCE else None
+            last_face = self._last_face()
         codes = b"".join(code for _, code in added if isinstance(code, bytes) and len(code) == num_books)
         if len(codes) != len(added) * num_books:
             raise CorruptFileError(f"{self.path}: a code is damaged; `opqn gallery verify` names it")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from opqn.errors import DataError
 from opqn.gallery.catalog import Catalog
-from opqn.gallery.records import face_infos, people_by_id
+from opqn.gallery.records import face_infos
 from opqn.gallery.results import Box, Candidate, FaceHit, Identification
 from opqn.open_set import NOBODY, Calibration, calibrate, leave_one_person_out, person_scores
 
@@ -30,25 +30,27 @@ def identify(
 ) -> list[Identification]:
     """Name whom each of (Q, M, K) tables shows."""
     scores, ids = search(tables, k=NUM_FACES)
-    people = _people_of(catalog, ids)
-    ranked = person_scores(scores, people)
-    rows = []
-    for row in range(len(tables)):
-        found = [(int(p), float(s)) for p, s in zip(ranked.people[row], ranked.scores[row], strict=True) if p != NOBODY]
-        first = {person: int(np.flatnonzero(people[row] == person)[0]) for person, _ in found[:num_candidates]}
-        rows.append((found[:num_candidates], first))
-    best = {int(ids[row, place]) for row, (_, first) in enumerate(rows) for place in first.values()}
-    infos = face_infos(catalog, sorted(best))
-    known = people_by_id(catalog, sorted({person for found, _ in rows for person, _ in found}))
-    results = []
-    for row, (found, first) in enumerate(rows):
-        candidates = tuple(
-            Candidate(
-                known[person], score, FaceHit(float(scores[row, first[person]]), infos[int(ids[row, first[person]])])
-            )
-            for person, score in found
-            if person in known and int(ids[row, first[person]]) in infos  # not removed this very moment
+    with catalog.snapshot():  # so that a face found shows the person it is counted for
+        people = _people_of(catalog, ids)
+        ranked = person_scores(scores, people)
+        best = [
+            [
+                (float(score), int(np.flatnonzero(people[row] == person)[0]))
+                for person, score in zip(ranked.people[row], ranked.scores[row], strict=True)
+                if person != NOBODY
+            ][:num_candidates]
+            for row in range(len(tables))
+        ]  # for each query scores of people, and the place of their best face among the hits
+        infos = face_infos(
+            catalog, sorted({int(ids[row, place]) for row, ones in enumerate(best) for _, place in ones})
         )
+    results = []
+    for row, ones in enumerate(best):
+        candidates = []
+        for score, place in ones:
+            face = infos[int(ids[row, place])]
+            if face.person is not None:
+                candidates.append(Candidate(face.person, score, FaceHit(float(scores[row, place]), face)))
         top = candidates[0] if candidates else None
         is_named = top is not None and (threshold is None or top.score >= threshold)
         results.append(
@@ -57,7 +59,7 @@ def identify(
                 top.person if top is not None and is_named else None,
                 top.score if top is not None else None,
                 threshold,
-                candidates,
+                tuple(candidates),
             )
         )
     return results

@@ -140,14 +140,16 @@ def people_by_id(catalog: Catalog, numbers: Sequence[int]) -> dict[int, Person]:
 
 def face_infos(catalog: Catalog, ids: Sequence[int]) -> dict[int, FaceInfo]:
     """Return what is known of faces, by id; those that are not there are left out."""
-    rows = catalog.rows_in(
-        f"SELECT id, person, photo, place, {', '.join(SIGNALS)} FROM faces WHERE id IN",  # noqa: S608 (names of ours)
-        ids,
-    )
-    people = people_by_id(catalog, list({row[1] for row in rows} - {None}))
+    with catalog.snapshot():
+        rows = catalog.rows_in(
+            f"SELECT id, person, photo, place, {', '.join(SIGNALS)} FROM faces WHERE id IN",  # noqa: S608 (names of ours)
+            ids,
+        )
+        people = people_by_id(catalog, list({row[1] for row in rows} - {None}))
+        photos = list({row[2] for row in rows} - {None})
+        files = catalog.rows_in("SELECT photo, path FROM files WHERE photo IN", photos)
     paths: dict[int, list[str]] = {}
-    photos = list({row[2] for row in rows} - {None})
-    for photo, path in catalog.rows_in("SELECT photo, path FROM files WHERE photo IN", photos):
+    for photo, path in files:
         paths.setdefault(photo, []).append(path)
     return {
         face: FaceInfo(
