@@ -10,10 +10,10 @@ import typer
 
 from opqn.cli.options import Folder, Json, MaxYaw, MinScore, MinSharpness, MinSize, Queries, Sheet, quality_filter
 from opqn.cli.sheets import answer_rows, write_sheet
-from opqn.console import print_facts, print_json, print_table
+from opqn.console import output, print_facts, print_json, print_table
 
 if TYPE_CHECKING:
-    from opqn.gallery import FaceHit
+    from opqn.gallery import FaceHit, Identification
 
 
 def search(
@@ -39,7 +39,7 @@ def search(
     with Gallery.open(gallery) as opened:
         answers = [(query, result) for query in queries for result in opened.search(query, k, quality=quality)]
         if sheet is not None:
-            found = [(query, result.box, result.hits) for query, result in answers]
+            found = [(query, result.box, None, result.hits) for query, result in answers]
             write_sheet(sheet, answer_rows(opened, found), "Queries and their hits")
     if as_json:
         print_json([{"query": str(query), **result.to_dict()} for query, result in answers])
@@ -67,7 +67,7 @@ def identify(
     with Gallery.open(gallery) as opened:
         answers = [(query, found) for query in queries for found in opened.identify(query)]
         if sheet is not None:
-            best = [(query, found.box, [one.best for one in found.candidates]) for query, found in answers]
+            best = [(query, one.box, _verdict(one), [hit.best for hit in one.candidates]) for query, one in answers]
             write_sheet(sheet, answer_rows(opened, best), "Whom the pictures show, best candidates first")
     if as_json:
         print_json([{"query": str(query), **found.to_dict()} for query, found in answers])
@@ -77,11 +77,11 @@ def identify(
             (one.person.label, f"{one.score:.4f}", str(one.best.face.id), ", ".join(one.best.face.paths))
             for one in found.candidates
         ]
-        who = "unknown" if found.person is None else found.person.label
-        bound = (
-            "no threshold: `opqn calibrate` sets one" if found.threshold is None else f"from {found.threshold:.4f} on"
-        )
-        print_table(f"{_title(query, found.box)}: {who} ({bound})", ("candidate", "score", "face", "picture"), rows)
+        bound = "no threshold, so the best is named; `opqn calibrate` sets one"
+        if found.threshold is not None:
+            bound = f"a score from {found.threshold:.2f} on names a person"
+        output.print(f"{_title(query, found.box)}: {_verdict(found)}", soft_wrap=True)
+        print_table(bound, ("candidate", "score", "face", "picture"), rows)
 
 
 def calibrate(
@@ -108,6 +108,10 @@ def calibrate(
 
     with Gallery.open(gallery) as opened:
         print_facts(opened.calibrate(fpir, strangers=strangers, for_people=size).to_dict(), as_json)
+
+
+def _verdict(found: Identification) -> str:
+    return "unknown" if found.person is None else found.person.label
 
 
 def _who(hit: FaceHit) -> str:

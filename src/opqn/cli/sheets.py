@@ -17,17 +17,21 @@ if TYPE_CHECKING:
 
 
 def answer_rows(
-    gallery: Gallery, answers: Sequence[tuple[Path, Sequence[float] | None, Sequence[FaceHit]]]
+    gallery: Gallery, answers: Sequence[tuple[Path, Sequence[float] | None, str | None, Sequence[FaceHit]]]
 ) -> list[SheetRow]:
-    """Return a row for each answer: a query, where the face is in it, and hits; right or wrong where that is known."""
+    """Return a row for each answer: a query, where the face is in it, who it is, and hits.
+
+    A hit is right or wrong where the query's folder bears the name of a person in the gallery; that person's name also
+    stands for a face of whom the answer does not say who it is.
+    """
     from opqn.report import SheetRow
 
     known = {person.name for person, _ in gallery.people()}
     rows = []
-    for query, box, hits in answers:
+    for query, box, who, hits in answers:
         person = query.resolve().parent.name
         truth = person if person in known else None
-        rows.append(SheetRow(_cut_out(query, box), truth, tuple(_hit(gallery, hit, truth) for hit in hits)))
+        rows.append(SheetRow(_cut_out(query, box), who or truth, tuple(_hit(gallery, hit, truth) for hit in hits)))
     return rows
 
 
