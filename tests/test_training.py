@@ -598,10 +598,11 @@ report = {"processes": run.accelerator.num_processes, "weights": digest.hexdiges
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_model(faces, tmp_path):
+@pytest.mark.parametrize("method", ["opqn", "csq"])  # the loss of csq has no weights
+def test_two_processes_train_one_model(method, faces, tmp_path):
     root, split = faces
     split.save(tmp_path / "split.json")
-    settings = make_settings(train={"accumulation": 2, "batch_size": 8})
+    settings = make_settings(train={"accumulation": 2, "batch_size": 8}).model_copy(update={"method": method})
     (tmp_path / "settings.json").write_text(settings.model_dump_json())
     (tmp_path / "program.py").write_text(PROCESSES_PROGRAM)
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]

@@ -6,14 +6,16 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from opqn._settings import Settings, nearest
 from opqn.data.augment import Augmentation
 from opqn.errors import ConfigError
 from opqn.model import ModelConfig
+
+DEFAULT_METHOD: Final = "opqn"
 
 
 class LossSettings(Settings):
@@ -60,12 +62,26 @@ class TrainSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """All settings of a training."""
+    """All settings of a training.
+
+    ``method`` trains another method than OPQN, one of those of ``opqn.baselines.methods.METHODS``, with the same
+    network and loop, and ``method_settings`` are that method's own. Both are looked at when the training starts.
+    """
 
     model: ModelConfig = ModelConfig()
     loss: LossSettings = LossSettings()
     train: TrainSettings = TrainSettings()
     augment: Augmentation = Augmentation()
+    method: str = Field(default=DEFAULT_METHOD, description="opqn, or a method that it is compared with")
+    method_settings: dict[str, float] = Field(default={}, description="of a method other than opqn")
+
+    @model_serializer(mode="wrap")
+    def _leave_out_the_default_method(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # OPQN's settings are written as they were before there were others, so that its older checkpoints go on.
+        values: dict[str, Any] = handler(self)
+        if self.method == DEFAULT_METHOD and not self.method_settings:
+            values = {key: value for key, value in values.items() if key not in ("method", "method_settings")}
+        return values
 
 
 def preset_names() -> list[str]:
@@ -85,7 +101,7 @@ def load_settings(
 
     Args:
         preset: a name of :func:`preset_names`.
-        file: a TOML file with tables ``model``, ``loss``, ``train``, ``augment``.
+        file: a TOML file with ``method`` and tables ``method_settings``, ``model``, ``loss``, ``train``, ``augment``.
         num_bits: a length that the preset's (or the file's) table ``lengths`` lists; without it ``default_bits`` holds.
         overrides: ``a.b=c``, the value written as in TOML; a bare word is a string.
 

@@ -209,10 +209,10 @@ def _weights(name: str) -> Traversable:
 def ready_threshold(encoder: Encoder, num_people: int, fpir: float = 0.01) -> float | None:
     """Return the lowest score that names a person, measured for the quantizer that comes with opqn.
 
-    The rate at which strangers are named was measured in a gallery of 2,874 people at many thresholds. For a larger one
-    it is converted as in :func:`opqn.open_set.calibrate`; what was too rare to be seen is extrapolated, the threshold as
-    a linear function of the rate's logarithm. A smaller one gets no lower threshold, though by that measure it could:
-    pictures of one source, taken in the same light, are more alike than those it was measured on.
+    The rate at which strangers are named was measured in a gallery of 2,874 people at many thresholds. For a larger
+    one it is converted as in :func:`opqn.open_set.calibrate`; what was too rare to be seen is extrapolated, the
+    threshold as a linear function of the rate's logarithm. A smaller one gets no lower threshold, though by that
+    measure it could: pictures of one source, taken in the same light, are more alike than those it was measured on.
 
     Args:
         encoder: of a gallery.

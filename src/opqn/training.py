@@ -2,7 +2,7 @@
 
 The schedule is that of Zhang, Zhe, Yan 2023, section 4 (SGD, rate halved every few epochs) or a cosine. Every random
 draw is a function of the seed and the step, so a resumed run gives bitwise the weights of an uninterrupted one on the
-same CPU.
+same CPU. The methods that OPQN is compared with go through the same loop, with a head and a loss of their own.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from opqn._files import atomic_write_bytes
 from opqn._version import __version__
+from opqn.baselines.methods import method_of
+from opqn.baselines.model import BaselineModel
 from opqn.checkpoints import has_checkpoint, load_checkpoint, save_checkpoint
-from opqn.config import TrainingSettings
+from opqn.config import DEFAULT_METHOD, TrainingSettings
 from opqn.data.augment import augment_batch, epoch_order
 from opqn.data.dataset import Batch, FaceDataset, keep_batch
 from opqn.data.images import SkippedImage
@@ -56,7 +58,11 @@ class TrainingInterruptedError(OpqnError):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training is. Losses are means since the epoch began."""
+    """Where a training is. Losses are means since the epoch began.
+
+    For a method other than OPQN ``original``, ``quantized`` and ``entropy`` are the terms that its loss puts there: see
+    ``opqn.baselines.method.Method``.
+    """
 
     epoch: int
     epochs: int
@@ -124,6 +130,9 @@ def train(
 ) -> TrainingResult:
     """Train a model on the ``train`` role of a split, and leave it in ``out/model``.
 
+    ``settings.method`` says which: OPQN, or a method it is compared with, whose result is an
+    ``opqn.baselines.model.BaselineModel``.
+
     ``out`` also gets ``checkpoint/`` (to resume from), ``best/`` (best so far by validation mAP), ``history.jsonl`` and
     ``settings.json``. Ctrl-C or SIGTERM save a checkpoint first.
 
@@ -168,17 +177,12 @@ class _Run:
                 f"batch normalisation; set it to {2 * parts} or more"
             )
         torch.manual_seed(settings.train.seed)
-        self.model = OPQN(settings.model).to(self.accelerator.device)
+        self.model = _build_model(settings).to(self.accelerator.device)
         self.data = _load_data(settings, root, split)
         self.model.training_facts = self._facts(split)
-        self.loss = OPQNLoss(
-            len(self.data.classes),
-            settings.model.num_books,
-            settings.model.book_dim,
-            settings.loss.scale,
-            settings.loss.margin,
-            settings.loss.mu,
-        ).to(self.accelerator.device)
+        self.loss = _build_loss(settings, self.model, len(self.data.classes)).to(self.accelerator.device)
+        # Where a loss has a margin or a mu, it grows to what it was made with.
+        self.ramped = {name: getattr(self.loss, name) for name in ("margin", "mu") if hasattr(self.loss, name)}
         if self.accelerator.device.type != "mps":
             # Convolutions run faster in it; mps has no fast path for it.
             self.model.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -197,9 +201,10 @@ class _Run:
             stored = load_checkpoint(self.checkpoint, modules, self.optimizer, self.fixed)
             self.state = _State(**stored["progress"])
         self.modules = modules
-        self.prepared_model, self.prepared_loss, self.prepared_optimizer = self.accelerator.prepare(
-            self.model, self.loss, self.optimizer
-        )
+        self.prepared_model, self.prepared_optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        # A loss without weights has nothing to keep alike in all processes, and torch refuses to try.
+        has_weights = any(True for _ in self.loss.parameters())
+        self.prepared_loss = self.accelerator.prepare(self.loss) if has_weights else self.loss
         if resuming and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(stored["scaler"])
 
@@ -304,9 +309,8 @@ class _Run:
             yield batch._replace(labels=torch.from_numpy(np.searchsorted(data.classes, batch.labels.numpy())))
 
     def _set_schedule(self, epoch: float) -> None:
-        loss = self.settings.loss
-        self.loss.margin = loss.margin * _ramp(epoch, loss.margin_ramp_epochs)
-        self.loss.mu = loss.mu * _ramp(epoch, loss.mu_ramp_epochs)
+        for name, full in self.ramped.items():
+            setattr(self.loss, name, full * _ramp(epoch, getattr(self.settings.loss, f"{name}_ramp_epochs")))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(epoch, self.settings)
 
@@ -315,12 +319,12 @@ class _Run:
         sums = self.accelerator.reduce(torch.stack(pending).sum(dim=0), reduction="mean").tolist()
         count = len(pending)
         pending.clear()
-        chance = _chance_level(self.loss)
-        if not all(map(math.isfinite, sums)) or sums[1] / count > chance + self.loss.scale:
+        limit, guessing = _highest_sane_loss(self.loss)
+        if not all(map(math.isfinite, sums)) or sums[1] / count > limit:
             raise TrainingDivergedError(
-                f"the training went astray at step {self.state.step}: loss {sums[0] / count:.3g}, where guessing gives "
-                f"{chance:.3g}. Lower train.learning_rate, set train.warmup_epochs to 1 or more, or train.clip_norm to "
-                f"5; with train.mixed_precision fp16 try bf16. The last checkpoint is in {self.checkpoint}"
+                f"the training went astray at step {self.state.step}: loss {sums[0] / count:.3g}{guessing}. Lower "
+                "train.learning_rate, set train.warmup_epochs to 1 or more, or train.clip_norm to 5; with "
+                f"train.mixed_precision fp16 try bf16. The last checkpoint is in {self.checkpoint}"
             )
         self.state.sums = [
             old + new / self.settings.train.accumulation for old, new in zip(self.state.sums, sums, strict=True)
@@ -380,7 +384,7 @@ class _Run:
         """Return the mAP of codes and of uncompressed features on the validation split."""
         if self.data.gallery is None or self.data.query is None:
             raise ConfigError("this training has no validation split")
-        fits = self.settings.train.fit_query_temperature
+        fits = self.settings.train.fit_query_temperature and self.settings.method == DEFAULT_METHOD
         temperatures = QUERY_TEMPERATURES if fits else (self.settings.model.query_temperature,)
         return validate(self.model, self.data.gallery, self.data.query, temperatures)
 
@@ -403,7 +407,9 @@ class _Run:
 
     def _facts(self, split: Split) -> dict[str, Any]:
         train = self.settings.train
+        method = self.model.method.name if isinstance(self.model, BaselineModel) else None
         return {
+            **({} if method is None else {"method": method}),
             "split": split.name,
             "split_hash": split.hash,
             "people": len(self.data.classes),
@@ -418,13 +424,13 @@ class _Run:
         """Save the best model as ``model``."""
         target = self.out / "model"
         if self.accelerator.is_main_process:
-            model = OPQN.from_pretrained(self.out / "best", self.accelerator.device)
+            model = type(self.model).from_pretrained(self.out / "best", self.accelerator.device)
             model.training_facts = {**model.training_facts, "seconds": round(self.state.seconds)}
             model.save_pretrained(target)
         self.accelerator.wait_for_everyone()
         self.state = broadcast_object_list([self.state])[0]
         return TrainingResult(
-            OPQN.from_pretrained(target),
+            type(self.model).from_pretrained(target),
             target,
             self.state.best_epoch,
             self.state.best_map if self.data.gallery is not None else None,
@@ -490,6 +496,26 @@ def _make_accelerator(settings: TrainingSettings) -> Accelerator:
     # Accelerate keeps one device and precision a process; a second training may have others.
     AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001 (there is no public way)
     return Accelerator(cpu=use_cpu, mixed_precision=precision)
+
+
+def _build_model(settings: TrainingSettings) -> OPQN:
+    method = method_of(settings)
+    return OPQN(settings.model) if method is None else BaselineModel(settings.model, method)
+
+
+def _build_loss(settings: TrainingSettings, model: OPQN, num_classes: int) -> nn.Module:
+    if isinstance(model, BaselineModel):
+        return model.method.build_loss(settings.model, num_classes)
+    config, loss = settings.model, settings.loss
+    return OPQNLoss(num_classes, config.num_books, config.book_dim, loss.scale, loss.margin, loss.mu)
+
+
+def _highest_sane_loss(loss: nn.Module) -> tuple[float, str]:
+    """Return the classification loss that no working training exceeds, and what to say of it in a message."""
+    if not isinstance(loss, OPQNLoss):
+        return math.inf, ""  # of the other losses it is only known that they are finite
+    chance = _chance_level(loss)
+    return chance + loss.scale, f", where guessing gives {chance:.3g}"
 
 
 def _chance_level(loss: OPQNLoss) -> float:

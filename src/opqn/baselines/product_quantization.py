@@ -64,7 +64,7 @@ class ProductQuantizer:
             DataError: fewer features than words, or features that are not (N, D) finite numbers.
         """
         faiss = import_faiss()
-        units = _normalise(features)  # (N, D)
+        units = normalise_features(features)  # (N, D)
         num_features, feature_dim = units.shape
         if num_features < self.num_words:
             raise DataError(
@@ -129,7 +129,7 @@ class ProductQuantizer:
         """Return the centroids and the normalised, rotated features cut into (N, M, d)."""
         if self.centroids is None:
             raise OpqnError("this product quantizer knows no centroids yet; call fit first")
-        units = _normalise(features)
+        units = normalise_features(features)
         num_books, _, book_dim = self.centroids.shape
         expected = num_books * book_dim if self.rotation_matrix is None else self.rotation_matrix.shape[1]
         if units.shape[1] != expected:
@@ -157,7 +157,12 @@ def _rotate(units: NDArray[np.float32], rotation_matrix: NDArray[np.float32] | N
     return units if rotation_matrix is None else units @ rotation_matrix.T
 
 
-def _normalise(features: NDArray[np.float32]) -> NDArray[np.float32]:
+def normalise_features(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a float32 copy of (N, D) features, every row of length one but for zero rows.
+
+    Raises:
+        DataError: features that are not (N, D) finite numbers.
+    """
     units = np.array(features, dtype=np.float32, order="C")
     if units.ndim != 2:
         raise DataError(f"features have shape {units.shape}; expected (N, D)")

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opqn.baselines.product_quantization import ProductQuantizer, import_faiss
+from opqn.data.vectors import load_vectors
 from opqn.errors import ConfigError, DataError
 from opqn.estimator import OPQNQuantizer
 from opqn.evaluation import evaluate, evaluate_features
@@ -55,29 +56,16 @@ class Means(NamedTuple):
     """Mean over people of the mean of each."""
 
 
-def read(path: str | Path) -> Vectors:
-    """Read vectors and people from a ``.npz`` file.
-
-    Args:
-        path: of a file with one two-dimensional array of floats and one one-dimensional array as long: people, as
-            integers or names, or file names ``PERSON/IMAGE``. What the arrays are called does not matter.
+def read(path: Path) -> Vectors:
+    """Read vectors and whose they are from a file that ``opqn embed`` or :class:`opqn.data.vectors.VectorSet` wrote.
 
     Raises:
-        DataError: the file cannot be read, or holds something else.
+        DataError: the file cannot be read, or does not say whose the vectors are.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = [file[name] for name in file.files]
-    except (OSError, ValueError, EOFError, AttributeError) as error:
-        raise DataError(f"{path} cannot be read as .npz: {error}") from error
-    tables = [array for array in arrays if array.ndim == 2 and array.dtype.kind == "f"]
-    columns = [array for array in arrays if array.ndim == 1 and array.dtype.kind in "iuU"]
-    if len(tables) != 1 or len(columns) != 1 or len(tables[0]) != len(columns[0]):
-        raise DataError(f"{path} must hold one (N, D) array of floats and one (N,) array of people or file names")
-    names = columns[0]
-    if names.dtype.kind == "U":
-        names = np.array([str(name).rsplit("/", 1)[0] for name in names])
-    return Vectors(tables[0].astype(np.float32), np.unique(names, return_inverse=True)[1].astype(np.intp))
+    given = load_vectors(path)
+    if given.people is None:
+        raise DataError(f"{path} has no array `people`; write it with numpy.savez(path, vectors=..., people=...)")
+    return Vectors(given.vectors, np.unique(given.people, return_inverse=True)[1].astype(np.intp))
 
 
 def halves(data: Vectors, seed: int) -> tuple[Vectors, Vectors]:
@@ -93,7 +81,7 @@ def halves(data: Vectors, seed: int) -> tuple[Vectors, Vectors]:
 
 
 def run(
-    path: str | Path,
+    path: Path,
     bits: Sequence[int] = (24, 36, 48, 64),
     seeds: Sequence[int] = (0, 1, 2),
     *,
@@ -134,7 +122,7 @@ def run(
                 if row is not None:
                     rows.append(row)
     return {
-        "file": Path(path).name,
+        "file": path.name,
         "bits": list(bits),
         "seeds": list(seeds),
         "num_vectors": len(data.vectors),

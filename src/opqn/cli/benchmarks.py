@@ -147,6 +147,54 @@ def bench_open_set(
     _print_benchmark(result, bench.table, as_json)
 
 
+@bench_app.command(name="grouping")
+def bench_grouping(
+    vectors: Annotated[Path, typer.Option(help="File that `opqn embed` wrote.", show_default=False)],
+    bits: Annotated[
+        list[int] | None, typer.Option(help="Length of a code; repeat it.", show_default="24, 48, 64")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of every draw.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Group the faces of half of the people by their codes, and compare the groups with who they are.
+
+    Example: opqn bench grouping --vectors faces.npz
+    """
+    from opqn.bench import grouping as bench
+    from opqn.data.vectors import load_vectors
+
+    result = bench.run(
+        load_vectors(vectors),
+        bits=bits or (24, 48, 64),
+        seed=seed,
+        on_stage=lambda stage: errors.print(f"{stage} ..."),
+    )
+    _print_benchmark(result, bench.table, as_json)
+
+
+@bench_app.command(name="vectors")
+def bench_vectors(
+    vectors: Annotated[Path, typer.Option(help="File that `opqn embed` wrote.", show_default=False)],
+    bits: Annotated[
+        list[int] | None, typer.Option(help="Length of a code; repeat it.", show_default="24, 36, 48, 64")
+    ] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seed", min=0, help="Of a split; repeat it.", show_default="0, 1, 2")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare codes of face vectors: OPQNQuantizer, OPQ, PQ and ITQ, for people seen and unseen.
+
+    Example: opqn bench vectors --vectors faces.npz
+    """
+    from opqn.bench import vectors as bench
+
+    result = bench.run(
+        vectors, bits or (24, 36, 48, 64), seeds or (0, 1, 2), on_stage=lambda stage: errors.print(f"{stage} ...")
+    )
+    _print_benchmark(result, bench.table, as_json)
+
+
 def _print_benchmark(result: dict[str, Any], table: Callable[[dict[str, Any]], str], as_json: bool) -> None:
     if as_json:
         print_json(result)

@@ -1,0 +1,146 @@
+"""A trained comparison method: the shared network with the method's head, and its folder on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Final, Self, cast
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from opqn._files import atomic_folder, recover_folder, write_synced
+from opqn._version import __version__
+from opqn.baselines.method import Method
+from opqn.baselines.methods import make_method
+from opqn.errors import ConfigError, CorruptFileError, DataError
+from opqn.model import CONFIG_FILE, OPQN, WEIGHTS_FILE, ModelConfig
+
+FORMAT: Final = "opqn-baseline"
+FORMAT_VERSION: Final = 1
+FIELDS: Final = {"format_version": int, "fingerprint": str, "method": dict, "model": dict, "training": dict}
+
+
+class BaselineModel(OPQN):
+    """Face crops in, a comparison method's codes and lookup tables out; everything that an OPQN model can do.
+
+    Args:
+        config: the network, and the shape M x K that gives the code's length and a quantizer's books.
+        method: what stands in the place of OPQN's head.
+        training_facts: what is known of how the weights came about.
+    """
+
+    def __init__(self, config: ModelConfig, method: Method, training_facts: dict[str, Any] | None = None) -> None:
+        super().__init__(config, training_facts)
+        self.method = method
+        head = method.build_head(config)
+        self._shape = cast("tuple[int, int]", (head.num_books, head.num_words))
+        self.add_module("quantizer", head)  # it has the calls of the head that it replaces
+
+    @property
+    def num_books(self) -> int:
+        """B, numbers in a code: books, or bytes of a binary code."""
+        return self._shape[0]
+
+    @property
+    def num_words(self) -> int:
+        """K, values each number can take."""
+        return self._shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.backbone.parameters()).device
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256, in hex, of the method, its settings, the configuration and every weight."""
+        method = json.dumps(self._described_method(), sort_keys=True)
+        return hashlib.sha256(f"{method} {super().fingerprint}".encode()).hexdigest()
+
+    def _described_method(self) -> dict[str, Any]:
+        return {"name": self.method.name, "settings": self.method.model_dump()}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors``; the folder appears whole or not at all.
+
+        Raises:
+            OpqnError: the disk is full or the place cannot be written; what stood there is unchanged.
+        """
+        config = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "opqn_version": __version__,
+            "fingerprint": self.fingerprint,
+            "method": self._described_method(),
+            "model": self.config.model_dump(),
+            "training": self.training_facts,
+        }
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        with atomic_folder(Path(folder)) as aside:
+            write_synced(aside / WEIGHTS_FILE, safetensors.torch.save(weights, {"format": "pt"}))
+            write_synced(aside / CONFIG_FILE, json.dumps(config, indent=2, ensure_ascii=False).encode())
+
+    @classmethod
+    def from_pretrained(cls, folder_or_hub_id: str | Path, device: str | torch.device = "cpu") -> Self:
+        """Load what :meth:`save_pretrained` wrote. Nothing in the folder is executed; unlike OPQN's, it is local.
+
+        Raises:
+            DataError: there is no such folder.
+            CorruptFileError: the folder is incomplete, changed, or of a newer format.
+        """
+        folder = Path(folder_or_hub_id)
+        recover_folder(folder)
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder of a trained comparison method here")
+        stored = _read_config(folder / CONFIG_FILE)
+        try:
+            method = make_method(stored["method"]["name"], stored["method"]["settings"])
+            with torch.device("meta"):
+                model = cls(ModelConfig(**stored["model"]), method, stored["training"])
+        except (ConfigError, KeyError, TypeError) as error:
+            raise CorruptFileError(f"{folder / CONFIG_FILE} describes no model that can be built: {error!r}") from error
+        model.load_state_dict(_read_weights(folder / WEIGHTS_FILE, model.state_dict()), assign=True)
+        model.requires_grad_(requires_grad=True)
+        model.eval()
+        if model.fingerprint != stored["fingerprint"]:
+            raise CorruptFileError(
+                f"{folder}: the weights or the configuration changed after the model was saved (fingerprint differs)"
+            )
+        return model.to(device)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        stored = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorruptFileError(f"{path} cannot be read: {error}") from error
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+        raise CorruptFileError(f"{path} is not the configuration of a comparison method")
+    for name, kind in FIELDS.items():
+        if not isinstance(stored.get(name), kind):
+            raise CorruptFileError(f"{path}: {name} is missing or not a {kind.__name__}")
+    if stored["format_version"] > FORMAT_VERSION:
+        raise CorruptFileError(
+            f"{path} has format version {stored['format_version']}; this opqn reads up to {FORMAT_VERSION}: update opqn"
+        )
+    return stored
+
+
+def _read_weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    try:
+        weights = safetensors.torch.load(path.read_bytes())
+    except (OSError, safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise CorruptFileError(f"{path} cannot be read as safetensors: {error}") from error
+    shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}
+    wanted = {name: (tensor.shape, tensor.dtype) for name, tensor in expected.items()}
+    wrong = sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
+    if wrong:
+        raise CorruptFileError(
+            f"{path} does not fit the configuration beside it: {len(wrong)} tensors missing, unknown or of another "
+            f"shape, first {wrong[0]}"
+        )
+    return weights
