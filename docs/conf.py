@@ -32,7 +32,7 @@ napoleon_numpy_docstring = False
 
 nitpicky = True
 # Names of other packages, whose documentation the build does not fetch, and type variables.
-nitpick_ignore_regex = [("py:.*", r"(?!opqn\.).*")]
+nitpick_ignore_regex = [("py:.*", r"(?!opqn\.).*"), ("py:class", r"opqn\.faces\.pipeline\.Key")]
 
 
 def find_under_public_name(

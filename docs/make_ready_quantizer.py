@@ -37,7 +37,11 @@ def main() -> None:
         "data": "SFace vectors of one half of the people in Labeled Faces in the Wild (Huang et al. 2007), seed 0",
         "made by": "docs/make_ready_quantizer.py",
     }
+    card = FOLDER / "README.md"  # which tells more than `save` knows
+    text = card.read_text(encoding="utf-8") if card.exists() else None
     quantizer.save(FOLDER)
+    if text is not None:
+        card.write_text(text, encoding="utf-8")
     text = json.dumps(thresholds(quantizer, second), indent=1) + "\n"
     FOLDER.with_name("sface-64-thresholds.json").write_text(text, encoding="utf-8")
 

@@ -26,7 +26,7 @@ from opqn.estimator.words import find_words, share_axes
 SHAPES: Final = {16: (2, 256), 24: (4, 64), 36: (6, 64), 48: (8, 64), 64: (8, 256)}
 MADE_UP: Final = 65_536  # people made up for k-means; twice as many gain less than their seeds differ
 MAX_NUMBER: Final = 1e15  # in a vector that is not normalised: squares and their sums have to fit in float32
-CHUNK_NUMBERS: Final = 1 << 22  # numbers of a chunk's logits: 32 MiB of float64
+CHUNK_NUMBERS: Final = 1 << 18  # numbers of a chunk's logits: 2 MiB of float64, which caches hold
 
 
 class OPQNQuantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -35,7 +35,7 @@ class OPQNQuantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     A vector x is brought to unit length and whitened, so that images of one person differ alike in every direction; its
     axes are shared among M books, which makes sub-vectors x_m. As in the network's head, a projection P_m gives each
     book K logits, their softmax p_m is the soft assignment to the fixed orthonormal codewords, and the code is its
-    argmax. P_m comes from k-means over tens of thousands of made-up people (see :mod:`opqn.estimator.people`): with
+    argmax. P_m comes from k-means over tens of thousands of made-up people (see ``opqn.estimator.people``): with
     word k's centroid c, its logit is ``<x_m, c> - |c|^2 / 2``, so that the argmax is the nearest centroid.
 
     A query's table is ``log softmax(T * logits)``: an item's score is the logarithm of the probability that the query's
