@@ -27,8 +27,8 @@ PHOTOS_A_PERSON: Final = 50
 FACES: Final = 200
 """Photographs whose faces the made-up people resemble."""
 NOISE: Final = np.float32(0.05)
-"""Standard deviation of each of 128 numbers of a vector of length 1: two images of a person then have a cosine of .76; in
-Labeled Faces in the Wild it is .67 on average."""
+"""Standard deviation of each of 128 numbers of a vector of length 1: two images of a person then have a cosine of .76;
+in Labeled Faces in the Wild it is .67 on average."""
 CODES_AT_ONCE: Final = 20_000
 LOADED: Final = 256
 """Photographs that detector and embedder get at once, decoded."""
