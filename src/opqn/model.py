@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self, cast
 
@@ -27,7 +27,9 @@ from opqn.data.images import load_image, to_array
 from opqn.errors import ConfigError, CorruptFileError, DataError
 from opqn.quantizer import OrthonormalQuantizer, QuantizerOutput
 
+FORMAT: Final = "opqn-model"
 FORMAT_VERSION: Final = 1
+FIELDS: Final = {"format_version": int, "fingerprint": str, "model": dict, "training": dict}
 CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "model.safetensors"
 CARD_FILE: Final = "README.md"
@@ -302,7 +304,7 @@ class OPQN(nn.Module):
             OpqnError: the disk is full or the place cannot be written; what stood there is unchanged.
         """
         config = {
-            "format": "opqn-model",
+            "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "opqn_version": __version__,
             "fingerprint": self.fingerprint,
@@ -329,14 +331,14 @@ class OPQN(nn.Module):
         recover_folder(folder)
         if not folder.is_dir():
             folder = _download(str(folder_or_hub_id))
-        stored = _read_config(folder / CONFIG_FILE)
+        stored = read_config(folder / CONFIG_FILE, FORMAT, FIELDS)
         try:
             config = ModelConfig(**stored["model"])
             with torch.device("meta"):
                 model = cls(config, stored["training"])
         except (ConfigError, TypeError) as error:
             raise CorruptFileError(f"{folder / CONFIG_FILE} describes no model that can be built: {error}") from error
-        model.load_state_dict(_read_weights(folder / WEIGHTS_FILE, model.state_dict()), assign=True)
+        model.load_state_dict(read_weights(folder / WEIGHTS_FILE, model.state_dict()), assign=True)
         model.requires_grad_(requires_grad=True)
         model.eval()
         if model.fingerprint != stored["fingerprint"]:
@@ -385,16 +387,25 @@ def _download(hub_id: str) -> Path:
         raise DataError(f"{hub_id}: no such model folder here, and not to be had from the Hub ({reason})") from error
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path, file_format: str, fields: Mapping[str, type]) -> dict[str, Any]:
+    """Read the configuration in a model folder.
+
+    Args:
+        path: of the file.
+        file_format: what it says it is.
+        fields: entries that it has to have, and of which type.
+
+    Raises:
+        CorruptFileError: it is missing, damaged, of something else, or of a newer opqn.
+    """
     try:
         stored = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise CorruptFileError(f"{path.parent} is no model folder: {path.name} is missing") from error
     except (OSError, ValueError, RecursionError) as error:
         raise CorruptFileError(f"{path} cannot be read: {error}") from error
-    fields = {"format_version": int, "fingerprint": str, "model": dict, "training": dict}
-    if not isinstance(stored, dict) or stored.get("format") != "opqn-model":
-        raise CorruptFileError(f"{path} is not the configuration of an opqn model")
+    if not isinstance(stored, dict) or stored.get("format") != file_format:
+        raise CorruptFileError(f"{path} is not the configuration of an {file_format}")
     for name, kind in fields.items():
         if not isinstance(stored.get(name), kind):
             raise CorruptFileError(f"{path}: {name} is missing or not a {kind.__name__}")
@@ -405,7 +416,12 @@ def _read_config(path: Path) -> dict[str, Any]:
     return stored
 
 
-def _read_weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+def read_weights(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Read weights that have the names, shapes and types expected.
+
+    Raises:
+        CorruptFileError: the file is missing, damaged or holds others.
+    """
     try:
         weights = safetensors.torch.load(path.read_bytes())
     except FileNotFoundError as error:

@@ -56,9 +56,9 @@ def test_fingerprint_tells_methods_settings_and_weights_apart():
 def test_neither_model_class_reads_the_others_folder(tmp_path):
     make_model().save_pretrained(tmp_path / "baseline")
     OPQN(CONFIG).save_pretrained(tmp_path / "opqn")
-    with pytest.raises(CorruptFileError, match="not the configuration of an opqn model"):
+    with pytest.raises(CorruptFileError, match="not the configuration of an opqn-model"):
         OPQN.from_pretrained(tmp_path / "baseline")
-    with pytest.raises(CorruptFileError, match="not the configuration of a comparison method"):
+    with pytest.raises(CorruptFileError, match="not the configuration of an opqn-baseline"):
         BaselineModel.from_pretrained(tmp_path / "opqn")
     with pytest.raises(DataError, match="no such folder"):
         BaselineModel.from_pretrained(tmp_path / "nowhere")
@@ -132,7 +132,7 @@ def test_damaged_weights_are_refused(tmp_path):
         with pytest.raises(CorruptFileError, match=complaint):
             BaselineModel.from_pretrained(tmp_path / "model")
     path.unlink()
-    with pytest.raises(CorruptFileError, match="cannot be read"):
+    with pytest.raises(CorruptFileError, match="model.safetensors is missing"):
         BaselineModel.from_pretrained(tmp_path / "model")
 
 

@@ -7,21 +7,19 @@ import json
 from pathlib import Path
 from typing import Any, Final, Self, cast
 
-import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
 
+from opqn import model as opqn_model
 from opqn._files import atomic_folder, recover_folder, write_synced
 from opqn._version import __version__
 from opqn.baselines.method import Method
 from opqn.baselines.methods import make_method
 from opqn.errors import ConfigError, CorruptFileError, DataError
-from opqn.model import CONFIG_FILE, OPQN, WEIGHTS_FILE, ModelConfig
+from opqn.model import CONFIG_FILE, OPQN, WEIGHTS_FILE, ModelConfig, read_config, read_weights
 
 FORMAT: Final = "opqn-baseline"
-FORMAT_VERSION: Final = 1
-FIELDS: Final = {"format_version": int, "fingerprint": str, "method": dict, "model": dict, "training": dict}
+FIELDS: Final = {**opqn_model.FIELDS, "method": dict}
 
 
 class BaselineModel(OPQN):
@@ -72,7 +70,7 @@ class BaselineModel(OPQN):
         """
         config = {
             "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            "format_version": opqn_model.FORMAT_VERSION,
             "opqn_version": __version__,
             "fingerprint": self.fingerprint,
             "method": self._described_method(),
@@ -96,14 +94,14 @@ class BaselineModel(OPQN):
         recover_folder(folder)
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder of a trained comparison method here")
-        stored = _read_config(folder / CONFIG_FILE)
+        stored = read_config(folder / CONFIG_FILE, FORMAT, FIELDS)
         try:
             method = make_method(stored["method"]["name"], stored["method"]["settings"])
             with torch.device("meta"):
                 model = cls(ModelConfig(**stored["model"]), method, stored["training"])
         except (ConfigError, KeyError, TypeError) as error:
             raise CorruptFileError(f"{folder / CONFIG_FILE} describes no model that can be built: {error!r}") from error
-        model.load_state_dict(_read_weights(folder / WEIGHTS_FILE, model.state_dict()), assign=True)
+        model.load_state_dict(read_weights(folder / WEIGHTS_FILE, model.state_dict()), assign=True)
         model.requires_grad_(requires_grad=True)
         model.eval()
         if model.fingerprint != stored["fingerprint"]:
@@ -111,36 +109,3 @@ class BaselineModel(OPQN):
                 f"{folder}: the weights or the configuration changed after the model was saved (fingerprint differs)"
             )
         return model.to(device)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        stored = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CorruptFileError(f"{path} cannot be read: {error}") from error
-    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
-        raise CorruptFileError(f"{path} is not the configuration of a comparison method")
-    for name, kind in FIELDS.items():
-        if not isinstance(stored.get(name), kind):
-            raise CorruptFileError(f"{path}: {name} is missing or not a {kind.__name__}")
-    if stored["format_version"] > FORMAT_VERSION:
-        raise CorruptFileError(
-            f"{path} has format version {stored['format_version']}; this opqn reads up to {FORMAT_VERSION}: update opqn"
-        )
-    return stored
-
-
-def _read_weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    try:
-        weights = safetensors.torch.load(path.read_bytes())
-    except (OSError, safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise CorruptFileError(f"{path} cannot be read as safetensors: {error}") from error
-    shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}
-    wanted = {name: (tensor.shape, tensor.dtype) for name, tensor in expected.items()}
-    wrong = sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
-    if wrong:
-        raise CorruptFileError(
-            f"{path} does not fit the configuration beside it: {len(wrong)} tensors missing, unknown or of another "
-            f"shape, first {wrong[0]}"
-        )
-    return weights

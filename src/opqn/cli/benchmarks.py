@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from opqn.cli.options import Json
+from opqn.cli.options import Json, Profile
 from opqn.console import errors, output, print_json
 from opqn.errors import ConfigError
 
@@ -21,14 +21,6 @@ class Tables(StrEnum):
 
     peaked = "peaked"
     flat = "flat"
-
-
-class IndexProfile(StrEnum):
-    """Profiles of an index."""
-
-    compact = "compact"
-    balanced = "balanced"
-    fast = "fast"
 
 
 @bench_app.command()
@@ -64,7 +56,7 @@ def bench_search(
     model: Annotated[str | None, typer.Option(help="Take codes and tables from this model instead.")] = None,
     data: Annotated[Path | None, typer.Option(help="Faces for the model, a folder a person.")] = None,
     query_temperature: Annotated[float | None, typer.Option(help="Instead of the model's.")] = None,
-    profile: Annotated[IndexProfile, typer.Option(help="How much memory goes into speed.")] = IndexProfile.fast,
+    profile: Annotated[Profile, typer.Option(help="How much memory goes into speed.")] = Profile.fast,
     threads: Annotated[int, typer.Option(min=1, help="Of both sides.")] = 1,
     life: Annotated[bool, typer.Option("--life", help="Also saving, opening, adding and two threads.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of every draw.")] = 0,

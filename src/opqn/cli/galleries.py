@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opqn.cli.options import Folder, Json, MaxYaw, MinScore, MinSharpness, MinSize, Sheet, quality_filter
+from opqn.cli.options import Folder, Json, MaxYaw, MinScore, MinSharpness, MinSize, Profile, Sheet, quality_filter
 from opqn.cli.sheets import group_rows, write_sheet
 from opqn.console import bar, errors, output, print_facts, print_json, print_table
 from opqn.errors import ConfigError, DataError, ModelMismatchError
@@ -28,14 +28,6 @@ class PeopleFrom(StrEnum):
 
     folders = "folders"
     none = "none"
-
-
-class Profile(StrEnum):
-    """How much memory the index puts into speed."""
-
-    compact = "compact"
-    balanced = "balanced"
-    fast = "fast"
 
 
 Source = Annotated[Path | None, typer.Option(help="Folder of photographs, in folders or not.", show_default=False)]

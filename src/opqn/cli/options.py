@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,15 @@ import typer
 if TYPE_CHECKING:
     from opqn.faces import QualityFilter
     from opqn.model import OPQN
+
+
+class Profile(StrEnum):
+    """How much memory the index puts into speed."""
+
+    compact = "compact"
+    balanced = "balanced"
+    fast = "fast"
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 Model = Annotated[
