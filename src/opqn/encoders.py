@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -202,6 +202,12 @@ def ready_quantizer() -> OPQNQuantizer:
         return OPQNQuantizer.load(folder)
 
 
+@cache
+def _ready_rates() -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(_weights("sface-64-thresholds.json").read_text(encoding="utf-8"))
+    return facts
+
+
 def _weights(name: str) -> Traversable:
     return resources.files("opqn") / "weights" / name
 
@@ -222,7 +228,7 @@ def ready_threshold(encoder: Encoder, num_people: int, fpir: float = 0.01) -> fl
     Returns:
         None for any other encoder.
     """
-    facts = json.loads(_weights("sface-64-thresholds.json").read_text(encoding="utf-8"))
+    facts = _ready_rates()
     if encoder.fingerprint not in facts["encoders"]:
         return None
     rate = -math.expm1(math.log1p(-fpir) * facts["num_people"] / max(num_people, facts["num_people"]))

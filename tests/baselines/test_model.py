@@ -132,7 +132,7 @@ def test_damaged_weights_are_refused(tmp_path):
         with pytest.raises(CorruptFileError, match=complaint):
             BaselineModel.from_pretrained(tmp_path / "model")
     path.unlink()
-    with pytest.raises(CorruptFileError, match="model.safetensors is missing"):
+    with pytest.raises(CorruptFileError, match=r"model\.safetensors is missing"):
         BaselineModel.from_pretrained(tmp_path / "model")
 
 
