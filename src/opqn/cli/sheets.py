@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from opqn.errors import DataError
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from opqn.gallery import FaceHit, Gallery, Person
     from opqn.report import Hit, SheetRow
+
+_GROUPS: Final = 20
+_GROUP_FACES: Final = 12
 
 
 def answer_rows(
@@ -36,15 +39,15 @@ def answer_rows(
 
 
 def group_rows(gallery: Gallery, groups: Sequence[tuple[Person, Sequence[int]]]) -> list[SheetRow]:
-    """Return a row for each of the largest groups."""
+    """Return a row for each of the largest groups, with its number and how many faces it has."""
     from opqn.report import Hit, SheetRow
 
     rows = []
-    for person, faces in groups[:20]:
-        first, *others = [gallery.crop(face) for face in faces[:12]]
-        hits = tuple(Hit(crop, None, 0.0, None) for crop in others if crop is not None)
-        if first is not None:
-            rows.append(SheetRow(first, f"{person.label} ({len(faces)})", hits))
+    for person, faces in groups[:_GROUPS]:
+        first, *others = [(face, gallery.crop(face)) for face in faces[:_GROUP_FACES]]
+        hits = tuple(Hit(crop, f"face {face}", None, None) for face, crop in others if crop is not None)
+        if first[1] is not None:
+            rows.append(SheetRow(first[1], f"#{person.id}: {len(faces)}", hits))
     return rows
 
 

@@ -67,13 +67,13 @@ class Hit:
     Attributes:
         image: a picture or the path of one.
         label: the person's name; None when nobody named the picture.
-        score: what the ranking was by, higher is better.
+        score: what the ranking was by, higher is better; None where there is no ranking.
         is_right: the hit shows the query's person; None when the truth is not known.
     """
 
     image: ImageSource
     label: str | None
-    score: float
+    score: float | None
     is_right: bool | None
 
 
@@ -200,7 +200,7 @@ def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, layout: _Layout, nu
         corner = layout.corner(number, rank)
         _draw_cell(sheet, draw, layout, corner, hit.image, FRAME_COLORS[truth])
         sheet.paste(_badge(layout.font_size + 2 * layout.frame, truth), corner)
-        _draw_caption(draw, layout, corner, hit.label, f"#{rank} {hit.score:.3f}")
+        _draw_caption(draw, layout, corner, hit.label, "" if hit.score is None else f"#{rank} {hit.score:.3f}")
 
 
 def _draw_cell(
