@@ -82,6 +82,23 @@ def test_a_reader_of_long_standing_sees_the_removal_and_keeps_no_file_from_being
         assert not any(trace in left for trace in traces[name])
 
 
+def test_a_name_in_the_path_of_a_picture_that_shows_others_goes_too(secrets):
+    gallery, traces = secrets
+    name, other = sorted(traces)[:2]
+    ((photo,),) = gallery._catalog.rows(
+        "SELECT photo FROM faces JOIN people ON people.id = person WHERE name = ?", (name,)
+    )
+    with gallery._catalog.transaction():  # the other person is in the picture as well
+        gallery._catalog.run(
+            "UPDATE faces SET photo = ? WHERE person = (SELECT id FROM people WHERE name = ?)", (photo, other)
+        )
+    gallery.remove(person=name)
+    assert name.encode() not in all_bytes(gallery.folder)
+    assert gallery.add_folder(gallery.sources()[0][0]).num_removed_before == 1
+    assert name.encode() not in all_bytes(gallery.folder)
+    assert len(gallery) == 299
+
+
 @pytest.mark.parametrize("broken", ["index", "catalog"])
 def test_a_removal_that_was_cut_short_is_finished_later(secrets, monkeypatch, broken):
     gallery, traces = secrets

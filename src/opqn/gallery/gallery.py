@@ -225,8 +225,9 @@ class Gallery(GalleryReader):
         """Remove faces, or all faces of a person and their name, for good.
 
         When this returns, the bytes are gone from the catalog, the index and the crops, and a later :meth:`add_folder`
-        does not bring them back. Of a picture that shows nobody else the file's name is forgotten too; its checksum is
-        kept, so that it is recognised. The pictures themselves are the user's and stay.
+        does not bring them back. The name of a picture's file is forgotten too if the picture shows nobody else, or if
+        the person's name is in it; its checksum is kept, so that it is recognised. The pictures themselves are the
+        user's and stay.
 
         Args:
             ids: of faces.

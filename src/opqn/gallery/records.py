@@ -81,10 +81,13 @@ def _photo(catalog: Catalog, picture: Picture) -> tuple[int, bool, bool]:
 def remove_faces(catalog: Catalog, ids: Sequence[int], person: int | None = None, forget: Sequence[int] = ()) -> None:
     """Remove faces, a person, and what the catalog knows of pictures, which may then be added again."""
     photos = {row[0] for row in catalog.rows_in("SELECT photo FROM faces WHERE id IN", ids)}
+    names = catalog.rows("SELECT name FROM people WHERE id = ? AND name IS NOT NULL", (person,))
     catalog.run_many("DELETE FROM faces WHERE id = ?", [(face,) for face in ids])
     catalog.run_many("INSERT INTO removals (face) VALUES (?)", [(face,) for face in ids])
     for photo in photos - {None, *forget}:
-        if not catalog.rows("SELECT 1 FROM faces WHERE photo = ? LIMIT 1", (photo,)):
+        shows_others = catalog.rows("SELECT 1 FROM faces WHERE photo = ? LIMIT 1", (photo,))
+        paths = [path for (path,) in catalog.rows("SELECT path FROM files WHERE photo = ?", (photo,))]
+        if not shows_others or any(name in path for (name,) in names for path in paths):
             catalog.run("UPDATE photos SET removed = 1 WHERE id = ?", (photo,))
             catalog.run("DELETE FROM files WHERE photo = ?", (photo,))  # its name may be a person's
     catalog.run_many("DELETE FROM files WHERE photo = ?", [(photo,) for photo in forget])
