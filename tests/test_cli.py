@@ -1,5 +1,6 @@
 """The command line as its user meets it: what it prints and where, its exit status, and that no traceback is shown."""
 
+import importlib.util
 import io
 import json
 import os
@@ -298,6 +299,17 @@ def test_prepare_makes_the_orl_faces_ready_for_training(tmp_path):
     for protocol in ("seen", "unseen"):
         split = Split.load(facts[protocol], facts["data"])
         assert (split.protocol, split.seed) == (protocol, 1)
+
+
+def test_faces_of_nobody_are_drawn(tmp_path):
+    if importlib.util.find_spec("anny") is None:
+        pytest.skip("the wheel anny (extra synthetic) is not installed")
+    arguments = ("data", "synthesize", "--people", "4", "--images", "2", "--size", "32", "--processes", "1")
+    facts = succeeds(*arguments, "--out", tmp_path / "s", "--set", "pose=0.2")
+    assert len(scan_folder(facts["data"]).paths) == 8
+    assert Split.load(facts["unseen"], facts["data"]).protocol == "unseen"
+    assert "did you mean 'pose'" in fails(2, *arguments, "--out", tmp_path / "t", "--set", "poze=0.2")
+    assert "a.b=c" in fails(2, *arguments, "--out", tmp_path / "t", "--set", "pose")
 
 
 # Training

@@ -98,7 +98,7 @@ def test_unknown_preset_names_the_nearest():
     ],
 )
 def test_override_is_read_as_toml_and_a_bare_word_as_text(text, expected):
-    assert config._parse_override(text) == expected
+    assert config.parse_override(text) == expected
 
 
 @pytest.mark.parametrize("text", ["train.epochs", "=5", " = 5", ""])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import tomllib
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -40,3 +41,23 @@ def nearest(name: str, known: Iterable[str], what: Literal["settings", "presets"
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"known {what}: {', '.join(known)}"
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """Read ``a.b=c``, the value as in TOML, a bare word as a string, into nested tables.
+
+    Raises:
+        ConfigError: it is not of that form.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise ConfigError(f"--set {text!r} is not of the form a.b=c")
+    parsed: Any
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    for part in reversed(name.strip().split(".")):
+        parsed = {part: parsed}
+    result: dict[str, Any] = parsed
+    return result

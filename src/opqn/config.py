@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from opqn._settings import Settings, nearest
+from opqn._settings import Settings, nearest, parse_override
 from opqn.data.augment import Augmentation
 from opqn.errors import ConfigError
 from opqn.model import ModelConfig
@@ -126,7 +126,7 @@ def load_settings(
         if num_bits is None and "model" in own:  # a length that nobody asked for gives way to the file
             values = _merge(values, {"model": own["model"]})
     for override in overrides:
-        values = _merge(values, _parse_override(override))
+        values = _merge(values, parse_override(override))
     return TrainingSettings(**values)
 
 
@@ -149,18 +149,3 @@ def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
         below = merged.get(key)
         merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return merged
-
-
-def _parse_override(text: str) -> dict[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip():
-        raise ConfigError(f"--set {text!r} is not of the form a.b=c")
-    parsed: Any
-    try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value.strip()
-    for part in reversed(name.strip().split(".")):
-        parsed = {part: parsed}
-    result: dict[str, Any] = parsed
-    return result
