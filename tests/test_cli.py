@@ -20,6 +20,8 @@ import typer
 from PIL import Image, ImageOps
 
 from opqn._version import __version__
+from opqn.baselines import model as baseline_model
+from opqn.baselines.model import BaselineModel
 from opqn.bench import head, ranking
 from opqn.cli import app, main
 from opqn.data import folders
@@ -243,7 +245,7 @@ def test_split_says_in_words_what_it_wrote(drawn_faces, tmp_path):
 
 
 def test_encode_finds_a_place_it_cannot_write_before_it_encodes(drawn_faces, trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(OPQN, "from_pretrained", None)
+    monkeypatch.setattr(baseline_model, "load_model", None)
     assert str(tmp_path) in fails(2, "encode", trained, drawn_faces[0], "--out", tmp_path)
 
 
@@ -447,7 +449,61 @@ def test_open_set_figures_are_printed_and_drawn(trained, drawn_faces, splits, tm
     assert "--open-set" in fails(2, *arguments, "--plots", tmp_path / "plots")
 
 
+@pytest.fixture(scope="module")
+def of_csq(drawn_faces, splits, tmp_path_factory):
+    """A model of a comparison method, trained by the command line."""
+    out = tmp_path_factory.mktemp("csq") / "run"
+    arguments = ("train", "--data", drawn_faces[0], "--split", splits / "seen.json", "--out", out, *TINY)
+    return Path(succeeds(*arguments, "--set", "method=csq", "--set", "train.epochs=1")["model"])
+
+
+def test_a_model_of_a_comparison_method_is_evaluated(of_csq, drawn_faces, splits):
+    arguments = ("evaluate", of_csq, "--data", drawn_faces[0], "--split", splits / "seen.json")
+    document = succeeds(*arguments, "--open-set")
+    model, split = BaselineModel.from_pretrained(of_csq), Split.load(splits / "seen.json")
+    report = evaluate_split(model, drawn_faces[0], split, open_set_seed=0).to_dict()
+    assert document["model"] == model.fingerprint
+    assert document["splits"][str(splits / "seen.json")] == json.loads(json.dumps(report))
+    assert "codes, 4 bits" in " ".join(opqn(*arguments).out.split())
+    assert "the method csq has no query temperature; leave out --query-temperature" in fails(
+        2, *arguments, "--query-temperature", "2"
+    )
+
+
 # Codes
+
+
+def test_a_model_of_a_comparison_method_encodes_and_keeps_a_gallery(of_csq, drawn_faces, tmp_path):
+    root, query = drawn_faces[0], drawn_faces[0] / "p1/7.png"
+    model, paths = BaselineModel.from_pretrained(of_csq), scan_folder(root).paths
+    facts = succeeds("encode", of_csq, root, "--out", tmp_path / "codes")
+    assert (facts["images"], facts["bits_a_face"]) == (64, 4)
+    stored = CodeSet.load(tmp_path / "codes")
+    assert (stored.fingerprint, stored.num_words) == (model.fingerprint, 256)
+    np.testing.assert_array_equal(stored.codes, model.encode([root / path for path in paths]))
+    facts = succeeds("gallery", "create", tmp_path / "g", "--model", of_csq, "--source", root)
+    assert (facts["faces"], facts["people_in_gallery"]) == (64, 8)
+    assert succeeds("gallery", "add", tmp_path / "g", "--codes", tmp_path / "codes")["faces"] == 64
+    assert succeeds("gallery", "verify", tmp_path / "g")["problems"] == []
+    (found,) = succeeds("search", tmp_path / "g", query, "--k", "3")
+    assert [hit["score"] for hit in found["hits"]] == [4, 4, 4]  # of 4 bits
+    (found,) = succeeds("identify", tmp_path / "g", query)
+    assert found["person"] == found["candidates"][0]["person"]
+
+
+def test_a_model_of_an_unknown_format_exits_with_1(trained, drawn_faces, splits, tmp_path):
+    shutil.copytree(trained, tmp_path / "model")
+    config = tmp_path / "model/config.json"
+    config.write_text(config.read_text().replace('"opqn-model"', '"opqn-of-2030"'))
+    for arguments in (
+        ("encode", tmp_path / "model", drawn_faces[0], "--out", tmp_path / "codes"),
+        ("evaluate", tmp_path / "model", "--data", drawn_faces[0], "--split", splits / "seen.json"),
+        ("gallery", "create", tmp_path / "g", "--model", tmp_path / "model"),
+    ):
+        line = fails(1, *arguments)
+        assert f"{config} is not the configuration of an opqn-model or opqn-baseline" in line
+        assert "'opqn-of-2030'" in line
+    assert not (tmp_path / "g").exists()
 
 
 def test_the_file_of_codes_holds_every_image_as_the_model_encodes_it(codes, drawn_faces, trained):

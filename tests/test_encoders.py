@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 
 import opqn
+from opqn.baselines.methods import make_method
+from opqn.baselines.model import BaselineModel
 from opqn.data.folders import scan_folder
 from opqn.data.orl import find_orl
 from opqn.encoders import (
@@ -61,8 +63,8 @@ def photos(tmp_path_factory):
 
 def test_everything_that_encodes_is_an_encoder(encoder):
     torch.manual_seed(0)
-    model = OPQN(ModelConfig(backbone="resnet20-32-narrow", num_books=2, num_words=4, book_dim=8))
-    for one in (encoder, encoder.quantizer, model):
+    config = ModelConfig(backbone="resnet20-32-narrow", num_books=2, num_words=4, book_dim=8)
+    for one in (encoder, encoder.quantizer, OPQN(config), BaselineModel(config, make_method("csq", {}))):
         assert isinstance(one, Encoder)
 
 
@@ -161,9 +163,11 @@ def test_a_quantizer_for_other_vectors_is_refused(encoder):
 
 def test_encoders_are_kept_and_loaded(encoder, quantizer, tmp_path):
     torch.manual_seed(0)
-    model = OPQN(ModelConfig(backbone="resnet20-32-narrow", num_books=2, num_words=4, book_dim=8))
+    config = ModelConfig(backbone="resnet20-32-narrow", num_books=2, num_words=4, book_dim=8)
+    model, baseline = OPQN(config), BaselineModel(config, make_method("dcwh", {"cubic": 0.2}))
     settings = FaceEncoder(quantizer, FacePipeline(DetectorSettings(min_face=40), encoder.pipeline.embedder))
-    for name, one in {"faces": encoder, "settings": settings, "vectors": quantizer, "crops": model}.items():
+    kinds = {"faces": encoder, "settings": settings, "vectors": quantizer, "crops": model, "method": baseline}
+    for name, one in kinds.items():
         save_encoder(one, tmp_path / name)
         loaded = load_encoder(tmp_path / name)
         assert type(loaded) is type(one)

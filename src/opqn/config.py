@@ -50,6 +50,9 @@ class TrainSettings(Settings):
     fit_query_temperature: bool = Field(
         default=True, description="choose model.query_temperature on the validation split"
     )
+    start: str = Field(
+        default="", description="model folder whose network the training starts from; the head begins anew"
+    )
     seed: int = Field(default=0, ge=0, description="of every random draw")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="auto takes the fastest there is")
     mixed_precision: Literal["no", "bf16", "fp16"] = Field(

@@ -280,9 +280,10 @@ def load_encoder(folder: Path) -> Encoder:
     facts = _read(folder / FILE)
     kind = facts.get("kind")
     if kind == "crops":
-        from opqn.model import OPQN, find_device  # noqa: PLC0415 (torch)
+        from opqn.baselines.model import load_model  # noqa: PLC0415 (torch)
+        from opqn.model import find_device  # noqa: PLC0415 (torch)
 
-        return OPQN.from_pretrained(folder / "model", find_device())
+        return load_model(folder / "model", find_device())
     if kind in ("faces", "vectors"):
         from opqn.estimator import OPQNQuantizer  # noqa: PLC0415
 

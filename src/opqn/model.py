@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Self, cast
+from typing import Any, ClassVar, Final, Self, cast
 
 import numpy as np
 import safetensors
@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor, nn
 
 from opqn._files import atomic_folder, recover_folder, write_synced
@@ -25,11 +25,9 @@ from opqn.backbones import build_backbone, default_image_size
 from opqn.codebooks import CodebookKind, check_code_shape
 from opqn.data.images import load_image, to_array
 from opqn.errors import ConfigError, CorruptFileError, DataError
-from opqn.quantizer import OrthonormalQuantizer, QuantizerOutput
+from opqn.quantizer import OrthonormalQuantizer, QuantizerOutput, RefittedQuantizer
 
-FORMAT: Final = "opqn-model"
 FORMAT_VERSION: Final = 1
-FIELDS: Final = {"format_version": int, "fingerprint": str, "model": dict, "training": dict}
 CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "model.safetensors"
 CARD_FILE: Final = "README.md"
@@ -95,6 +93,9 @@ class ModelConfig(Settings):
     query_temperature: float = Field(
         default=1.0, gt=0, allow_inf_nan=False, description="T of the queries' tables; 1 is the paper's"
     )
+    refit: bool = Field(
+        default=False, description="find the head's projection anew in closed form after training; not of the paper"
+    )
     dropout: float = Field(default=0.5, ge=0, lt=1, description="before the last linear layer")
     flip_average: bool = Field(
         default=False, description="encode the mean of the features of an image and its mirror; takes twice as long"
@@ -130,6 +131,14 @@ class ModelConfig(Settings):
             raise ConfigError(f"resize ({self.resize}) is smaller than the crop, image_size ({self.image_size})")
         return self
 
+    @model_serializer(mode="wrap")
+    def _leave_out_refit(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The paper's models are written as they were before there was another head: their fingerprints stay.
+        values: dict[str, Any] = handler(self)
+        if not self.refit:
+            del values["refit"]
+        return values
+
     @property
     def num_bits(self) -> int:
         """Bits of a code: M * log2(K)."""
@@ -152,12 +161,18 @@ class OPQN(nn.Module):
         ConfigError: an unknown backbone or a shape that the method cannot have.
     """
 
+    FORMAT: ClassVar[str] = "opqn-model"
+    """What the configuration in a model folder calls such a model."""
+    FIELDS: ClassVar[Mapping[str, type]] = {"format_version": int, "fingerprint": str, "model": dict, "training": dict}
+    """What else it has to hold."""
+
     def __init__(self, config: ModelConfig, training_facts: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.config = config
         self.training_facts = training_facts or {}
         self.backbone = build_backbone(config.backbone, config.feature_dim, config.dropout)
-        self.quantizer = OrthonormalQuantizer(
+        head = RefittedQuantizer if config.refit else OrthonormalQuantizer
+        self.quantizer = head(
             config.num_books,
             config.book_dim,
             config.num_words,
@@ -304,7 +319,7 @@ class OPQN(nn.Module):
             OpqnError: the disk is full or the place cannot be written; what stood there is unchanged.
         """
         config = {
-            "format": FORMAT,
+            "format": self.FORMAT,
             "format_version": FORMAT_VERSION,
             "opqn_version": __version__,
             "fingerprint": self.fingerprint,
@@ -329,13 +344,14 @@ class OPQN(nn.Module):
         """
         folder = Path(folder_or_hub_id)
         recover_folder(folder)
-        if not folder.is_dir():
-            folder = _download(str(folder_or_hub_id))
-        stored = read_config(folder / CONFIG_FILE, FORMAT, FIELDS)
+        return cls._from_folder(folder if folder.is_dir() else _download(str(folder_or_hub_id)), device)
+
+    @classmethod
+    def _from_folder(cls, folder: Path, device: str | torch.device) -> Self:
+        stored = read_config(folder / CONFIG_FILE, cls.FORMAT, cls.FIELDS)
         try:
-            config = ModelConfig(**stored["model"])
             with torch.device("meta"):
-                model = cls(config, stored["training"])
+                model = cls._from_config(stored)
         except (ConfigError, TypeError) as error:
             raise CorruptFileError(f"{folder / CONFIG_FILE} describes no model that can be built: {error}") from error
         model.load_state_dict(read_weights(folder / WEIGHTS_FILE, model.state_dict()), assign=True)
@@ -347,6 +363,16 @@ class OPQN(nn.Module):
                 "get the folder again from where it came"
             )
         return model.to(device)
+
+    @classmethod
+    def _from_config(cls, stored: Mapping[str, Any]) -> Self:
+        """Build the model that a configuration with all of :attr:`FIELDS` describes; its weights are to be loaded.
+
+        Raises:
+            ConfigError: it describes none.
+            TypeError: likewise.
+        """
+        return cls(ModelConfig(**stored["model"]), stored["training"])
 
     def _card(self) -> str:
         facts = "\n".join(f"| {key} | {value} |" for key, value in self.training_facts.items())
@@ -387,6 +413,23 @@ def _download(hub_id: str) -> Path:
         raise DataError(f"{hub_id}: no such model folder here, and not to be had from the Hub ({reason})") from error
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read the JSON object in a file of a model folder.
+
+    Raises:
+        CorruptFileError: the file is missing, damaged or holds something else.
+    """
+    try:
+        stored = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CorruptFileError(f"{path.parent} is no model folder: {path.name} is missing") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorruptFileError(f"{path} cannot be read: {error}") from error
+    if not isinstance(stored, dict):
+        raise CorruptFileError(f"{path} holds no JSON object")
+    return stored
+
+
 def read_config(path: Path, file_format: str, fields: Mapping[str, type]) -> dict[str, Any]:
     """Read the configuration in a model folder.
 
@@ -398,13 +441,8 @@ def read_config(path: Path, file_format: str, fields: Mapping[str, type]) -> dic
     Raises:
         CorruptFileError: it is missing, damaged, of something else, or of a newer opqn.
     """
-    try:
-        stored = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise CorruptFileError(f"{path.parent} is no model folder: {path.name} is missing") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CorruptFileError(f"{path} cannot be read: {error}") from error
-    if not isinstance(stored, dict) or stored.get("format") != file_format:
+    stored = read_json(path)
+    if stored.get("format") != file_format:
         raise CorruptFileError(f"{path} is not the configuration of an {file_format}")
     for name, kind in fields.items():
         if not isinstance(stored.get(name), kind):

@@ -118,3 +118,88 @@ class OrthonormalQuantizer(nn.Module):
                 gram = torch.matmul(self.codebooks.transpose(1, 2), self.codebooks)  # (M, K, K)
                 tables = torch.matmul(tables.transpose(0, 1), gram).transpose(0, 1)
         return tables.float().contiguous()
+
+
+class RefittedQuantizer(OrthonormalQuantizer):
+    """The head, its projection found anew in closed form once the network is trained; not of the paper.
+
+    It trains as the paper's does. Then ``opqn.OPQNQuantizer`` is fitted to the features of the training images, which
+    takes seconds, and :meth:`take` takes its weights. Codewords are still fixed and orthonormal: what changes is the
+    way from features to logits. With u the whole feature vector at unit length::
+
+        x_m = A_m (u - mean),    logits_m = x_m P_m + b_m,    p_m = softmax(T * logits_m)
+
+    where A_m whitens what tells images of one person apart and shares its axes among the books. A table is ``log p_m``:
+    it ranks as the logits do, whatever T. Until :meth:`take` is called, codes and tables are the paper's.
+
+    Args: as :class:`OrthonormalQuantizer`.
+    """
+
+    mean: Tensor
+    axes: Tensor
+    refitted: Tensor
+    is_refitted: Tensor
+
+    def __init__(
+        self,
+        num_books: int,
+        book_dim: int,
+        num_words: int,
+        codebooks: CodebookKind = "dct",
+        query_temperature: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(num_books, book_dim, num_words, codebooks, query_temperature, seed)
+        feature_dim = num_books * book_dim
+        self.register_buffer("mean", torch.zeros(feature_dim))  # (M*d,)
+        self.register_buffer("axes", torch.zeros(num_books, book_dim, feature_dim))  # (M, d, M*d)
+        self.register_buffer("refitted", torch.zeros(num_books, book_dim + 1, num_words))  # (M, d + 1, K); b_m last
+        self.register_buffer("is_refitted", torch.zeros((), dtype=torch.bool))
+
+    @torch.no_grad()
+    def take(self, mean: Tensor, axes: Tensor, projection: Tensor) -> None:
+        """Use other weights from now on: (M*d,), (M, d, M*d) and (M, d + 1, K), its last row b_m.
+
+        Raises:
+            ConfigError: they have other shapes.
+        """
+        for name, old, new in (
+            ("mean", self.mean, mean),
+            ("axes", self.axes, axes),
+            ("projection", self.refitted, projection),
+        ):
+            if new.shape != old.shape:
+                raise ConfigError(f"{name} has shape {tuple(new.shape)}; expected {tuple(old.shape)}")
+            old.copy_(new)
+        self.is_refitted.fill_(value=True)
+
+    def _refitted_logits(self, features: Tensor) -> Tensor:
+        """Return the (N, M, K) logits of (N, M*d) features."""
+        with torch.autocast(features.device.type, enabled=False):
+            units = functional.normalize(features.to(self.mean.dtype)) - self.mean  # (N, M*d)
+            parts = torch.matmul(units, self.axes.transpose(1, 2))  # (M, N, d)
+            return (torch.matmul(parts, self.refitted[:, :-1]) + self.refitted[:, -1:]).transpose(0, 1)
+
+    def forward(self, features: Tensor) -> QuantizerOutput:
+        """Train as the paper's head; once refitted and in evaluation, ``probs`` and ``soft`` are those of the codes."""
+        output = super().forward(features)
+        if self.training or not self.is_refitted:
+            return output
+        probs = (self.query_temperature * self._refitted_logits(features)).softmax(dim=2)
+        soft = torch.matmul(probs.transpose(0, 1), self.codebooks.transpose(1, 2)).transpose(0, 1)
+        return QuantizerOutput(output.features, probs, soft)
+
+    @torch.no_grad()
+    def encode(self, features: Tensor) -> Tensor:
+        """Return the (N, M) uint8 codes of (N, M*d) features: argmax over K; of equal words the first wins."""
+        if not self.is_refitted:
+            return super().encode(features)
+        return self._refitted_logits(features).argmax(dim=2).to(torch.uint8)
+
+    @torch.no_grad()
+    def lookup_tables(self, features: Tensor, query_temperature: float | None = None) -> Tensor:
+        """Return the (Q, M, K) float32 lookup tables of (Q, M*d) query features: log softmax(T * logits)."""
+        if not self.is_refitted:
+            return super().lookup_tables(features, query_temperature)
+        temperature = self.query_temperature if query_temperature is None else query_temperature
+        return (temperature * self._refitted_logits(features)).log_softmax(dim=2).float().contiguous()

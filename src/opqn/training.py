@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 from opqn._files import atomic_write_bytes
 from opqn._version import __version__
 from opqn.baselines.methods import method_of
-from opqn.baselines.model import BaselineModel
+from opqn.baselines.model import BaselineModel, load_model
 from opqn.checkpoints import has_checkpoint, load_checkpoint, save_checkpoint
 from opqn.config import DEFAULT_METHOD, TrainingSettings
 from opqn.data.augment import augment_batch, epoch_order
@@ -39,13 +39,16 @@ from opqn.data.dataset import Batch, FaceDataset, keep_batch
 from opqn.data.images import SkippedImage
 from opqn.data.splits import Split, person_of, validation_split
 from opqn.errors import ConfigError, DataError, OpqnError
+from opqn.estimator import OPQNQuantizer
 from opqn.losses import OPQNLoss
 from opqn.model import OPQN
-from opqn.validation import QUERY_TEMPERATURES, validate
+from opqn.quantizer import RefittedQuantizer
+from opqn.validation import QUERY_TEMPERATURES, dataset_features, validate
 
 STEPS_BETWEEN_CHECKS: Final = 10
 # They change how fast a training runs, not what comes of it.
-FREE_SETTINGS: Final = {"device", "workers", "cache_mb", "checkpoint_minutes", "tensorboard"}
+# Where a network to start from lies makes no difference either; which one it is, is kept beside the settings.
+FREE_SETTINGS: Final = {"device", "workers", "cache_mb", "checkpoint_minutes", "tensorboard", "start"}
 
 
 class TrainingDivergedError(OpqnError):
@@ -178,8 +181,11 @@ class _Run:
             )
         torch.manual_seed(settings.train.seed)
         self.model = _build_model(settings).to(self.accelerator.device)
+        started_from = _start_from(self.model, settings.train.start) if settings.train.start else None
         self.data = _load_data(settings, root, split)
         self.model.training_facts = self._facts(split)
+        if started_from is not None:
+            self.model.training_facts["started_from"] = started_from
         self.loss = _build_loss(settings, self.model, len(self.data.classes)).to(self.accelerator.device)
         # Where a loss has a margin or a mu, it grows to what it was made with.
         self.ramped = {name: getattr(self.loss, name) for name in ("margin", "mu") if hasattr(self.loss, name)}
@@ -195,6 +201,8 @@ class _Run:
         )
         self.state = _State(used=_no_words(self.model))
         self.fixed = {**settings.model_dump(mode="json", exclude={"train": FREE_SETTINGS}), "split": split.hash}
+        if started_from is not None:
+            self.fixed["started_from"] = started_from
         # Steps and classes are numbered by the readable images; with other ones the numbers would mean something else.
         self.fixed["readable_images"] = len(self.data.dataset)
         if resuming:
@@ -425,6 +433,8 @@ class _Run:
         target = self.out / "model"
         if self.accelerator.is_main_process:
             model = type(self.model).from_pretrained(self.out / "best", self.accelerator.device)
+            if isinstance(model.quantizer, RefittedQuantizer):
+                _refit(model, model.quantizer, self.data.dataset, self.settings.train.seed)
             model.training_facts = {**model.training_facts, "seconds": round(self.state.seconds)}
             model.save_pretrained(target)
         self.accelerator.wait_for_everyone()
@@ -503,11 +513,30 @@ def _build_model(settings: TrainingSettings) -> OPQN:
     return OPQN(settings.model) if method is None else BaselineModel(settings.model, method)
 
 
+def _start_from(model: OPQN, folder: str) -> str:
+    """Give a model the network of another one, trained by whatever method, and return the other's fingerprint."""
+    other = load_model(folder, model.device)
+    if other.config.backbone != model.config.backbone or other.config.feature_dim != model.config.feature_dim:
+        raise ConfigError(
+            f"train.start: {folder} holds a {other.config.backbone} of {other.config.feature_dim} features, and this "
+            f"training a {model.config.backbone} of {model.config.feature_dim}; they must be the same"
+        )
+    model.backbone.load_state_dict(other.backbone.state_dict())
+    return other.fingerprint
+
+
 def _build_loss(settings: TrainingSettings, model: OPQN, num_classes: int) -> nn.Module:
     if isinstance(model, BaselineModel):
         return model.method.build_loss(settings.model, num_classes)
     config, loss = settings.model, settings.loss
     return OPQNLoss(num_classes, config.num_books, config.book_dim, loss.scale, loss.margin, loss.mu)
+
+
+def _refit(model: OPQN, head: RefittedQuantizer, dataset: FaceDataset, seed: int) -> None:
+    """Fit the head anew to the features of the training images."""
+    features, labels = dataset_features(model, dataset)
+    fitted = OPQNQuantizer(shape=(model.num_books, model.num_words), random_state=seed).fit(features.numpy(), labels)
+    head.take(*(torch.from_numpy(weights) for weights in (fitted.mean_, fitted.axes_, fitted.projection_)))
 
 
 def _highest_sane_loss(loss: nn.Module) -> tuple[float, str]:

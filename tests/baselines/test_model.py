@@ -1,7 +1,9 @@
 """Comparison methods as models: images to codes, a folder that comes back the same, and refuses damage."""
 
+import io
 import json
 
+import huggingface_hub
 import numpy as np
 import pytest
 import safetensors.torch
@@ -9,7 +11,7 @@ import torch
 
 from opqn import OPQN, ConfigError, CorruptFileError, DataError, ModelConfig
 from opqn.baselines.methods import METHODS, make_method
-from opqn.baselines.model import BaselineModel
+from opqn.baselines.model import BaselineModel, load_model
 
 CONFIG = ModelConfig(backbone="resnet20-32-narrow", num_books=6, num_words=8, book_dim=8)  # 18 bits
 
@@ -87,7 +89,7 @@ def set_key(*keys, value):
         (set_key("format_version", value="1"), "format_version is missing or not a int"),
         (set_key("fingerprint", value="0" * 64), "fingerprint differs"),
         (set_key("method", value=None), "method is missing"),
-        (set_key("method", value={}), "describes no model"),
+        (set_key("method", value={}), "describes no model.*has no name or no settings"),
         (set_key("method", "name", value="cqs"), "did you mean 'csq'"),
         (set_key("method", "name", value=["csq"]), "describes no model"),
         (set_key("method", "settings", value={"zzz": 1}), "unknown setting 'zzz'"),
@@ -134,6 +136,99 @@ def test_damaged_weights_are_refused(tmp_path):
     path.unlink()
     with pytest.raises(CorruptFileError, match=r"model\.safetensors is missing"):
         BaselineModel.from_pretrained(tmp_path / "model")
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A folder of each kind of model, by the class that reads it."""
+    made = {OPQN: tmp_path / "opqn", BaselineModel: tmp_path / "baseline"}
+    OPQN(CONFIG).save_pretrained(made[OPQN])
+    make_model().save_pretrained(made[BaselineModel])
+    return made
+
+
+@pytest.mark.parametrize("kind", [OPQN, BaselineModel])
+def test_a_folder_of_either_kind_is_opened_by_its_format(kind, folders):
+    expected = kind.from_pretrained(folders[kind])
+    for name in (folders[kind], str(folders[kind])):
+        loaded = load_model(name, torch.device("cpu"))
+        assert type(loaded) is kind
+        assert loaded.fingerprint == expected.fingerprint
+        assert not loaded.training
+    assert load_model(folders[kind], "meta").device == torch.device("meta")
+    # A kill while the folder was replaced leaves the old one beside it.
+    folders[kind].rename(folders[kind].with_name(f".{folders[kind].name}.old"))
+    assert load_model(folders[kind]).fingerprint == expected.fingerprint
+
+
+def test_what_is_no_folder_is_asked_of_the_hub(folders, tmp_path, monkeypatch):
+    asked = []
+
+    def download(name, allow_patterns):
+        asked.append((name, len(allow_patterns)))
+        return str(folders[OPQN])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert type(load_model("someone/faces")) is OPQN
+    assert asked == [("someone/faces", 3)]
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folders[BaselineModel]))
+    with pytest.raises(CorruptFileError, match="not the configuration of an opqn-model"):
+        load_model("someone/faces")
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="no such model folder here"):
+        load_model(tmp_path / "none")
+
+
+@pytest.mark.parametrize("kind", [OPQN, BaselineModel])
+@pytest.mark.parametrize(
+    ("found", "shown"),
+    [
+        ("opqn-quantizer", "'opqn-quantizer'"),
+        ("opqn-model\n", r"'opqn-model\\n'"),
+        (None, "None"),
+        (7, "7"),
+        (["opqn-model"], r"\['opqn-model'\]"),
+        ({"opqn-model": 1}, "{'opqn-model': 1}"),
+        ("x" * 100_000, r"'x+\.\.\.x+'"),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_a_folder_of_an_unknown_format_is_refused_in_one_short_line(kind, found, shown, folders):
+    edit(folders[kind], set_key("format", value=found))
+    with pytest.raises(CorruptFileError, match=f"its format is {shown}; give the folder of a model") as caught:
+        load_model(folders[kind])
+    assert len(str(caught.value)) < len(str(folders[kind])) + 250
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [OPQN, BaselineModel])
+def test_a_damaged_folder_is_refused_whatever_its_kind(kind, folders):
+    folder = folders[kind]
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    whole, pickled = config.read_bytes(), io.BytesIO()
+    torch.save(kind.from_pretrained(folder).state_dict(), pickled)
+    other = "baseline" if kind is OPQN else "model"
+    for text, complaint in (
+        (b"", r"config\.json cannot be read"),
+        (b"[" * 100_000, r"config\.json cannot be read"),
+        (b"[]", r"config\.json holds no JSON object"),
+        (b"{}", "its format is None"),
+        (whole.replace(b'"format_version": 1', b'"format_version": 2'), "format version 2.*update opqn"),
+        (whole.replace(kind.FORMAT.encode(), f"opqn-{other}".encode()), "method is missing|does not fit"),
+    ):
+        config.write_bytes(text)
+        with pytest.raises(CorruptFileError, match=complaint):
+            load_model(folder)
+    config.write_bytes(whole)
+    weights.write_bytes(pickled.getvalue())
+    with pytest.raises(CorruptFileError, match="cannot be read as safetensors"):
+        load_model(folder)
+    weights.unlink()
+    with pytest.raises(CorruptFileError, match=r"model\.safetensors is missing"):
+        load_model(folder)
+    config.unlink()
+    with pytest.raises(CorruptFileError, match=r"config\.json is missing"):
+        load_model(folder)
 
 
 def test_the_nearest_method_is_named():

@@ -2,9 +2,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
+from opqn.baselines.methods import make_method
+from opqn.baselines.model import BaselineModel
 from opqn.bench import search
 from opqn.errors import ConfigError, OpqnError
+from opqn.model import OPQN, ModelConfig
 
 pytest.importorskip("faiss", reason="the extra bench is not installed")
 
@@ -44,6 +48,33 @@ def test_what_cannot_be_measured_is_refused():
         search.run(inputs._replace(tables=inputs.tables[:0]))
     with pytest.raises(ConfigError, match="unknown plan 'magic'"):
         search.run(inputs, plans=["magic"])
+
+
+CONFIG = ModelConfig(backbone="resnet20-32-narrow", num_books=6, num_words=8, book_dim=8)
+
+
+def test_codes_and_tables_of_a_model(drawn_faces, tmp_path):
+    torch.manual_seed(0)
+    OPQN(CONFIG).save_pretrained(tmp_path / "model")
+    inputs = search.of_model(str(tmp_path / "model"), drawn_faces[0], 500, 3, query_temperature=4.0)
+    assert inputs.codes.shape == (500, 6)
+    assert inputs.tables.shape == (3, 6, 8)
+    assert inputs.origin == "noise around 64 faces of 8 people, query temperature 4"
+    with pytest.raises(ConfigError, match="query_temperature: Input should be greater than 0"):
+        search.of_model(str(tmp_path / "model"), drawn_faces[0], 500, 3, query_temperature=-1)
+
+
+def test_codes_and_tables_of_a_comparison_method(drawn_faces, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    BaselineModel(CONFIG, make_method("csq", {})).save_pretrained(tmp_path / "model")
+    inputs = search.of_model(str(tmp_path / "model"), drawn_faces[0], 3000, 3)
+    assert inputs.codes.shape == (3000, 3)  # 18 bits
+    assert inputs.tables.shape == (3, 3, 256)
+    assert inputs.origin == "noise around 64 faces of 8 people, encoded by csq"
+    monkeypatch.setattr(search, "MIN_SECONDS", 0)
+    assert search.run(inputs, ks=(10,), profile="balanced")["checked_queries"] == 3
+    with pytest.raises(ConfigError, match="the method csq has no query temperature"):
+        search.of_model(str(tmp_path / "model"), drawn_faces[0], 3000, 3, query_temperature=2.0)
 
 
 def test_the_life_of_an_index_is_measured(monkeypatch):

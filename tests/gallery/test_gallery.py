@@ -8,15 +8,20 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from stand_ins import Averages, picture, write_pictures
 
 import opqn
+from opqn.baselines.methods import make_method
+from opqn.baselines.model import BaselineModel
 from opqn.errors import ConfigError, CorruptFileError, DataError, ModelMismatchError, OpqnError
 from opqn.faces import QualityFilter
 from opqn.gallery import Gallery, GalleryBusyError
 from opqn.gallery import gallery as gallery_module
 from opqn.gallery.live_index import UNSAVED_FACES
+from opqn.index import score
+from opqn.model import ModelConfig
 
 
 def reopened(gallery, **settings):
@@ -209,6 +214,37 @@ def test_an_encoder_of_the_users_own_has_to_be_given(filled):
         assert bare.info().num_faces == 18  # that takes none
         with pytest.raises(ConfigError, match="pass it when opening"):
             bare.search(picture(0))
+
+
+# Scores are counts of equal bits (36 in five bytes), sums of cosines, and distances with a minus sign.
+@pytest.mark.parametrize("method", ["csq", "gpq", "opqn-l2q"])
+def test_a_model_of_a_comparison_method_keeps_a_gallery(method, photos, tmp_path):
+    torch.manual_seed(0)
+    config = ModelConfig(backbone="resnet20-32-narrow", num_books=6, num_words=64, book_dim=64)
+    model = BaselineModel(config, make_method(method, {})).eval()
+    with Gallery.create(tmp_path / "g", model) as gallery:
+        assert len(gallery.add_folder(photos).ids) == 18
+    paths = [photos / f"Person {person}/{number}.png" for person in range(6) for number in range(3)]
+    codes = model.encode(paths)
+    with Gallery.open(tmp_path / "g") as gallery:
+        assert isinstance(gallery.encoder, BaselineModel)
+        assert gallery.verify().problems == ()
+        (result,) = gallery.search(paths[7], k=18)
+        expected = score(gallery.encoder.lookup_tables(paths[7]), codes)[0]
+        order = np.argsort(-expected, kind="stable")
+        assert [(hit.face.id, hit.score) for hit in result.hits] == [(place + 1, expected[place]) for place in order]
+        (found,) = gallery.identify(paths[7])
+        assert (found.person.name, found.threshold) == ("Person 2", None)
+        threshold = gallery.calibrate(0.8).threshold
+        (found,) = gallery.identify(paths[7])
+        assert found.threshold == threshold
+        assert (found.person is not None) == (found.score >= threshold)
+        assert gallery.add_codes(codes[:1], "Ann").ids == (19,)
+        gallery.remove([19])
+        gallery.assign(range(1, 10), None)
+        assert gallery.group()
+        with pytest.raises(ConfigError, match="a BaselineModel, takes pictures and no vectors"):
+            gallery.add_vectors(np.zeros((1, 384), np.float32))
 
 
 def test_what_stands_there_is_not_made_a_gallery_of(tmp_path, filled):

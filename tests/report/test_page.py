@@ -154,7 +154,9 @@ def test_a_table_has_a_caption_and_headers_that_say_what_they_head():
         ([1, 2.5, None], True),
         (["72.3 %", "< 1", "\N{MINUS SIGN}0.5", "~3", "8 bytes"], True),
         (["72.3 %", "none"], False),
+        ([".312", ".312 ± .011 (2)", None], True),
         (["OPQN", "PQ"], False),
+        ([".", "..."], False),
         ([True, False], False),
     ],
 )

@@ -19,6 +19,7 @@ from opqn.report.plots import (
     MAX_CURVES,
     codeword_use,
     detection_error_svg,
+    map_over_bits_svg,
     precision_recall_png,
     precision_recall_svg,
     training_curve,
@@ -30,6 +31,8 @@ RECALL = np.linspace(0, 1, 50)
 RATES = np.logspace(-3, 0, 61)
 ERRORS = {"OPQN": (RATES, 0.02 / RATES**0.5 / 2), "FAISS <OPQ> & co": (RATES, 0.03 / RATES**0.5)}
 CURVES = {"OPQN": (RECALL, 1 - RECALL / 4), "FAISS <OPQ> & co": (RECALL, 1 - RECALL / 2)}
+LENGTHS = [24, 36, 64]
+LINES = {"OPQN": (LENGTHS, [0.3, 0.4, 0.5], [0.01, 0.02, 0.01]), "<b> & co": (LENGTHS, [0.2, 0.3, 0.3], [0, 0, 0])}
 
 
 def epoch(number, **changes):
@@ -76,6 +79,7 @@ def test_no_two_curves_look_the_same():
         lambda: precision_recall_svg(CURVES),
         lambda: detection_error_svg(ERRORS),
         lambda: verification_svg(ERRORS),
+        lambda: map_over_bits_svg(LINES),
         lambda: training_curve([epoch(1), epoch(2, validation_map=0.4)]),
         lambda: codeword_use([3, 4], 4),
     ],
@@ -164,6 +168,103 @@ def test_rounding_above_one_is_no_reason_to_refuse_a_curve():
 def test_the_number_of_curves_is_bounded(count):
     with pytest.raises(ConfigError, match=f"1 to {MAX_CURVES}"):
         precision_recall_svg({str(i): CURVES["OPQN"] for i in range(count)})
+
+
+def widths(svg):
+    """Return the width of every curve inside the axes."""
+    found = re.findall(r'<path d="[^"]*" clip-path="[^"]*" style="([^"]*)"', svg.decode())
+    return [float(re.search(r"stroke-width: ([\d.]+)", style)[1]) for style in found if "#e3e6ea" not in style]
+
+
+def test_thick_curves_stand_out_and_look_otherwise_as_they_do_alone():
+    plain, told = precision_recall_svg(CURVES), precision_recall_svg(CURVES, thick=["OPQN", "a name without a curve"])
+    assert {color for color, _ in lines(told)} == {color for color, _ in lines(plain)}
+    assert set(widths(plain)) == {1.8}
+    by_color = {color: width for (color, _), width in zip(lines(told), widths(told), strict=True)}
+    assert by_color["#0072b2"] > 2 * by_color["#d55e00"]
+    assert precision_recall_png(CURVES, thick=["OPQN"]) != precision_recall_png(CURVES)
+
+
+def test_a_chart_of_map_names_its_lines_its_axes_and_the_lengths():
+    comments, title, description = texts(map_over_bits_svg(LINES, "Unseen people"))
+    assert {"OPQN", "bits a face", "mAP", "24", "36", "64", "Unseen people"} <= set(comments)
+    assert title == "Unseen people"
+    assert description == "mAP at 24, 36, 64 bits: OPQN, <b> & co"
+
+
+def test_lengths_are_equally_far_apart_and_error_bars_are_to_scale():
+    svg = map_over_bits_svg(LINES)
+    at = next(path for path in points(svg) if len(path) == 3)
+    assert np.diff(at[:, 0]) == pytest.approx([at[1, 0] - at[0, 0]] * 2, rel=1e-4)
+    unit = (at[0, 1] - at[2, 1]) / 0.2
+    assert at[0, 1] - at[1, 1] == pytest.approx(0.1 * unit, rel=1e-4)
+    bars = [path for path in points(svg) if len(path) == 2 and path[0, 0] == path[1, 0]]
+    assert [abs(bar[1, 1] - bar[0, 1]) / unit for bar in bars] == pytest.approx([0.02, 0.04, 0.02], rel=1e-3)
+    assert [bar[0, 0] for bar in bars] == pytest.approx(at[:, 0], rel=1e-4)
+
+
+def test_points_of_one_length_stand_beside_each_other_in_the_order_of_the_legend():
+    many = {f"m{number}": ([24, 36], [0.5, 0.6], [0.1, 0.1]) for number in range(14)}
+    curves = [path for path in points(map_over_bits_svg(many)) if len(path) == 2 and path[0, 0] != path[1, 0]]
+    starts, ends = np.array([path[0, 0] for path in curves]), np.array([path[1, 0] for path in curves])
+    assert len(curves) == 14
+    assert (np.diff(starts) > 0).all()
+    assert ends[0] > starts[-1]
+
+
+def test_no_two_lines_of_map_look_the_same():
+    svg = map_over_bits_svg({f"m{number}": ([8, 16], [0.5, 0.6], [0, 0]) for number in range(MAX_CURVES)})
+    assert len(lines(svg)) == len(set(lines(svg))) == MAX_CURVES
+
+
+def test_one_line_of_map_stands_out_and_a_yardstick_is_grey():
+    given = {
+        name: ([8, 16], means, [0, 0]) for name, means in (("a", [0.5, 0.6]), ("b", [0.4, 0.5]), ("full", [0.7] * 2))
+    }
+    svg = map_over_bits_svg(given, thick=["a"], yardsticks=["full"])
+    by_color = {color: width for (color, _), width in zip(lines(svg), widths(svg), strict=True)}
+    assert by_color.keys() == {"#0072b2", "#d55e00", "#59606a"}
+    assert by_color["#0072b2"] > 2 * by_color["#d55e00"] == 2 * by_color["#59606a"]
+    assert len(set(widths(map_over_bits_svg(given)))) == 1
+
+
+def test_lines_of_map_may_differ_in_length_and_come_in_any_order():
+    mixed = {"a": ([64, 24], [0.5, 0.3], [0.1, 0.2]), "b": ([36], [0.4], [0])}
+    svg = map_over_bits_svg(mixed)
+    assert texts(svg)[2] == "mAP at 24, 36, 64 bits: a, b"
+    assert map_over_bits_svg({"a": ([24, 64], [0.3, 0.5], [0.2, 0.1]), "b": ([36], [0.4], [0])}) == svg
+
+
+@pytest.mark.parametrize("line", [([24], [0.0], [0.0]), ([24], [1.0], [0.0]), ([24, 32], [0.001, 0.001], [0.5, 0])])
+def test_map_at_the_ends_of_its_range_can_be_drawn(line):
+    comments = texts(map_over_bits_svg({"a": line}))[0]
+    assert not [text for text in comments if text.startswith("\N{MINUS SIGN}")]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (([], [], []), "has bits"),
+        (([24, 24], [0.1, 0.2], [0, 0]), "has bits"),
+        (([24.5], [0.1], [0]), "has bits"),
+        (([24], [0.1, 0.2], [0]), "1 lengths"),
+        (([24], [0.1], [0, 0]), "1 lengths"),
+        (([24], [1.1], [0]), "outside 0..1"),
+        (([24], [float("nan")], [0]), "outside 0..1"),
+        (([24], [0.1], [-0.1]), "deviation below 0"),
+        (([24], [0.1], [float("nan")]), "deviation below 0"),
+        (([24], [0.1], [float("inf")]), "deviation below 0"),
+    ],
+)
+def test_what_is_no_line_of_map_is_refused_by_name(line, problem):
+    with pytest.raises(ConfigError, match=f"'bad'.*({problem})"):
+        map_over_bits_svg({"good": LINES["OPQN"], "bad": line})
+
+
+@pytest.mark.parametrize("count", [0, MAX_CURVES + 1])
+def test_the_number_of_lines_of_map_is_bounded(count):
+    with pytest.raises(ConfigError, match=f"1 to {MAX_CURVES}"):
+        map_over_bits_svg({str(number): LINES["OPQN"] for number in range(count)})
 
 
 def points(svg):

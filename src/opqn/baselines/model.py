@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import safetensors.torch
 import torch
 
-from opqn import model as opqn_model
 from opqn._files import atomic_folder, recover_folder, write_synced
 from opqn._version import __version__
 from opqn.baselines.method import Method
 from opqn.baselines.methods import make_method
 from opqn.errors import ConfigError, CorruptFileError, DataError
-from opqn.model import CONFIG_FILE, OPQN, WEIGHTS_FILE, ModelConfig, read_config, read_weights
-
-FORMAT: Final = "opqn-baseline"
-FIELDS: Final = {**opqn_model.FIELDS, "method": dict}
+from opqn.model import CONFIG_FILE, FORMAT_VERSION, OPQN, WEIGHTS_FILE, ModelConfig, read_json
 
 
 class BaselineModel(OPQN):
@@ -30,6 +28,9 @@ class BaselineModel(OPQN):
         method: what stands in the place of OPQN's head.
         training_facts: what is known of how the weights came about.
     """
+
+    FORMAT: ClassVar[str] = "opqn-baseline"
+    FIELDS: ClassVar[Mapping[str, type]] = {**OPQN.FIELDS, "method": dict}
 
     def __init__(self, config: ModelConfig, method: Method, training_facts: dict[str, Any] | None = None) -> None:
         super().__init__(config, training_facts)
@@ -69,8 +70,8 @@ class BaselineModel(OPQN):
             OpqnError: the disk is full or the place cannot be written; what stood there is unchanged.
         """
         config = {
-            "format": FORMAT,
-            "format_version": opqn_model.FORMAT_VERSION,
+            "format": self.FORMAT,
+            "format_version": FORMAT_VERSION,
             "opqn_version": __version__,
             "fingerprint": self.fingerprint,
             "method": self._described_method(),
@@ -94,18 +95,38 @@ class BaselineModel(OPQN):
         recover_folder(folder)
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder of a trained comparison method here")
-        stored = read_config(folder / CONFIG_FILE, FORMAT, FIELDS)
-        try:
-            method = make_method(stored["method"]["name"], stored["method"]["settings"])
-            with torch.device("meta"):
-                model = cls(ModelConfig(**stored["model"]), method, stored["training"])
-        except (ConfigError, KeyError, TypeError) as error:
-            raise CorruptFileError(f"{folder / CONFIG_FILE} describes no model that can be built: {error!r}") from error
-        model.load_state_dict(read_weights(folder / WEIGHTS_FILE, model.state_dict()), assign=True)
-        model.requires_grad_(requires_grad=True)
-        model.eval()
-        if model.fingerprint != stored["fingerprint"]:
-            raise CorruptFileError(
-                f"{folder}: the weights or the configuration changed after the model was saved (fingerprint differs)"
-            )
-        return model.to(device)
+        return cls._from_folder(folder, device)
+
+    @classmethod
+    def _from_config(cls, stored: Mapping[str, Any]) -> Self:
+        name, settings = stored["method"].get("name"), stored["method"].get("settings")
+        if not isinstance(name, str) or not isinstance(settings, dict):
+            raise ConfigError("its method has no name or no settings")
+        return cls(ModelConfig(**stored["model"]), make_method(name, settings), stored["training"])
+
+
+def load_model(folder_or_hub_id: str | Path, device: str | torch.device = "cpu") -> OPQN:
+    """Load a model folder of either kind, or a repository of the Hugging Face Hub that holds an OPQN model.
+
+    Nothing in the folder is executed: which class reads it, its configuration says, and that class checks the rest.
+
+    Returns:
+        An :class:`opqn.OPQN`, of a comparison method a :class:`BaselineModel`.
+
+    Raises:
+        DataError: there is no such folder, or the Hub cannot be reached.
+        CorruptFileError: the folder is incomplete, changed, of another format or of a newer one.
+    """
+    folder = Path(folder_or_hub_id)
+    recover_folder(folder)
+    if not folder.is_dir():
+        return OPQN.from_pretrained(folder_or_hub_id, device)
+    path = folder / CONFIG_FILE
+    found = read_json(path).get("format")
+    for kind in (OPQN, BaselineModel):
+        if found == kind.FORMAT:
+            return kind.from_pretrained(folder, device)
+    raise CorruptFileError(
+        f"{path} is not the configuration of an {OPQN.FORMAT} or {BaselineModel.FORMAT}, its format is "
+        f"{reprlib.repr(found)}; give the folder of a model, or update opqn if a newer one wrote it"
+    )

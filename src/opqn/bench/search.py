@@ -88,22 +88,33 @@ def of_model(
     """Encode noise around real faces' features, as far from them as a person's images are from each other.
 
     Args:
-        model: folder or hub id.
+        model: folder, of OPQN or a comparison method, or hub id.
         data: folder of a folder a person.
         num_items: N.
         num_queries: Q; the queries are the faces themselves, without noise.
         query_temperature: instead of the model's.
         seed: of the noise and of the choice of faces.
+
+    Raises:
+        ConfigError: ``query_temperature`` is not a positive finite number, or the model's method has none.
+        DataError: there is no such model, or no image can be read.
+        CorruptFileError: the model's folder is incomplete, changed, of another format or of a newer one.
     """
     import torch  # noqa: PLC0415 (searching needs none of it)
 
+    from opqn.baselines.model import BaselineModel, load_model  # noqa: PLC0415
     from opqn.data.folders import scan_folder  # noqa: PLC0415
-    from opqn.model import OPQN  # noqa: PLC0415
     from opqn.protocols import image_features  # noqa: PLC0415
 
-    network = OPQN.from_pretrained(model)
-    if query_temperature is not None:
-        network.with_query_temperature(query_temperature)
+    network = load_model(model)
+    if isinstance(network, BaselineModel):
+        if query_temperature is not None:
+            raise ConfigError(f"the method {network.method.name} has no query temperature; leave it out")
+        kind = f"encoded by {network.method.name}"
+    else:
+        if query_temperature is not None:
+            network.with_query_temperature(query_temperature)
+        kind = f"query temperature {network.config.query_temperature:g}"
     faces = image_features(network, data, tuple(scan_folder(data).paths))
     features, people = faces.features, faces.people()
     _, number, count = np.unique(people, return_inverse=True, return_counts=True)
@@ -118,8 +129,7 @@ def of_model(
         noise = spread * torch.randn(chosen.shape, generator=generator)
         codes[first : first + rows] = network.encode_features(chosen + noise)
     queries = features[torch.randint(len(features), (num_queries,), generator=generator)]
-    temperature = network.config.query_temperature
-    origin = f"noise around {len(features):,} faces of {len(means):,} people, query temperature {temperature:g}"
+    origin = f"noise around {len(features):,} faces of {len(means):,} people, {kind}"
     return Inputs(codes, network.tables_of_features(queries), origin)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from opqn.cli.options import Json, Profile
+from opqn.cli.options import Device, Json, Profile
 from opqn.console import errors, output, print_json
 from opqn.errors import ConfigError
 
@@ -185,6 +185,61 @@ def bench_vectors(
         vectors, bits or (24, 36, 48, 64), seeds or (0, 1, 2), on_stage=lambda stage: errors.print(f"{stage} ...")
     )
     _print_benchmark(result, bench.table, as_json)
+
+
+@bench_app.command(name="methods")
+def bench_methods(
+    suite: Annotated[str, typer.Option(help="smoke (minutes), faces (hours) or paper (days, with a GPU).")] = "smoke",
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with prepared data sets in folders of their names. [default: OUT/data]")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for trainings, records, tables and the report.")] = Path("methods"),
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=DOWNLOAD: prepare this data set first; repeat it.", show_default=False),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only this data set; repeat it.", show_default="all that are there")
+    ] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Only this method; repeat it.", show_default="all")] = None,
+    bits: Annotated[list[int] | None, typer.Option(help="Only this length; repeat it.", show_default="all")] = None,
+    seeds: Annotated[
+        list[int] | None,
+        typer.Option("--seed", min=0, help="Of splits and trainings; repeat it.", show_default="0, 1, 2"),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=0, help="Trainings at a time; 0: one for each CPU, on a GPU one.")] = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Train every method with the same data, network and effort; print tables and write curves and a report.
+
+    A run that was stopped goes on when it is started again, and what was measured is not measured again.
+
+    Example: opqn bench methods --suite paper --source cifar-10=cifar-10-binary.tar.gz --out runs/cifar
+    """
+    from opqn.bench import methods as bench
+
+    chosen = bench.narrowed(
+        bench.get_suite(suite), data=only or (), methods=method or (), bits=bits or (), seeds=seeds or ()
+    )
+    folder = data or out / "data"
+    stage = lambda text: errors.print(text, highlight=False, soft_wrap=True)  # noqa: E731
+    bench.fetch(chosen, folder, [bench.parse_source(text) for text in source or ()], stage)
+    records = bench.run_suite(chosen, folder, out, jobs=jobs, device=device, on_stage=stage)
+    arguments = " ".join(
+        [f"--suite {suite}"]
+        + [f"--only {name}" for name in only or ()]
+        + [f"--method {name}" for name in method or ()]
+        + [f"--bits {length}" for length in bits or ()]
+        + [f"--seed {seed}" for seed in seeds or ()]
+    )
+    command = f"opqn bench methods {arguments}"
+    page = bench.write_page(records, chosen, command, out)
+    if as_json:
+        print_json(bench.summary(records, chosen) | {"report": str(page)})
+    else:
+        output.print(bench.tables(records, chosen, command), soft_wrap=True, markup=False, highlight=False)
+        errors.print(f"the report is {page}")
 
 
 def _print_benchmark(result: dict[str, Any], table: Callable[[dict[str, Any]], str], as_json: bool) -> None:

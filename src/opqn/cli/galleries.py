@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opqn.cli.options import Folder, Json, MaxYaw, MinScore, MinSharpness, MinSize, Profile, Sheet, quality_filter
+from opqn.cli.options import (
+    Folder,
+    Json,
+    MaxYaw,
+    MinScore,
+    MinSharpness,
+    MinSize,
+    Profile,
+    Sheet,
+    load_model,
+    quality_filter,
+)
 from opqn.cli.sheets import group_rows, write_sheet
 from opqn.console import bar, errors, output, print_facts, print_json, print_table
 from opqn.errors import ConfigError, DataError, ModelMismatchError
@@ -268,9 +279,7 @@ def _encoder(
     if model is not None:
         if quantizer is not None or network is not None:
             raise ConfigError("--model takes faces cut out and is all it takes; leave out --quantizer and --network")
-        from opqn.model import OPQN, find_device
-
-        return OPQN.from_pretrained(model, find_device())
+        return load_model(model)
     if network is not None and quantizer is None:
         raise ConfigError("--network takes a --quantizer fitted on its vectors; OPQNQuantizer.save writes one")
     if settings is not None and network is None:

@@ -210,6 +210,7 @@ def evaluate(
 
     Example: opqn evaluate run/model --data orl/images --split orl/splits/unseen.json
     """
+    from opqn.baselines.model import BaselineModel
     from opqn.data.splits import Split
     from opqn.protocols import evaluate_split
 
@@ -217,6 +218,8 @@ def evaluate(
         raise ConfigError("--plots draws the curves of --open-set; give both")
     splits = [Split.load(path, root) for path in split_files]
     loaded = load_model(model, device)
+    if query_temperature is not None and isinstance(loaded, BaselineModel):
+        raise ConfigError(f"the method {loaded.method.name} has no query temperature; leave out --query-temperature")
     reports: dict[str, SplitReport] = {}
     for path, made in zip(split_files, splits, strict=True):
         with bar(f"{made.protocol} people", "images") as on_images:

@@ -50,8 +50,9 @@ def quality_filter(
     return None if made == QualityFilter() else made
 
 
-def load_model(name: str, device: str) -> OPQN:
-    """Load a model on a device."""
-    from opqn.model import OPQN, find_device
+def load_model(name: str, device: str = "auto") -> OPQN:
+    """Load a model, of OPQN or a comparison method, on a device."""
+    from opqn.baselines import model
+    from opqn.model import find_device
 
-    return OPQN.from_pretrained(name, find_device(device))
+    return model.load_model(name, find_device(device))

@@ -6,6 +6,7 @@ from opqn.report.page import Page, percent
 from opqn.report.plots import (
     codeword_use,
     detection_error_svg,
+    map_over_bits_svg,
     precision_recall_png,
     precision_recall_svg,
     training_curve,
@@ -20,6 +21,7 @@ __all__ = [
     "codeword_use",
     "contact_sheet",
     "detection_error_svg",
+    "map_over_bits_svg",
     "percent",
     "precision_recall_png",
     "precision_recall_svg",

@@ -20,7 +20,7 @@ from opqn.report._text import clean, one_line
 Cell = str | int | float | None
 
 _NO_VALUE: Final = "\N{EN DASH}"
-_NUMBER_START: Final = re.compile(r"[~<>≤≥±+\-\N{MINUS SIGN}]?\s*\d")
+_NUMBER_START: Final = re.compile(r"[~<>≤≥±+\-\N{MINUS SIGN}]?\s*\.?\d")
 _JPEG_QUALITY: Final = 92
 
 _STYLE: Final = """
@@ -129,9 +129,9 @@ class Page:
     ) -> None:
         """Add a table whose first column names its rows.
 
-        A column is aligned to the right if all its cells are numbers, texts that begin with a digit, or None. Integers
-        are written with thousands separators, floats with four significant digits, None as a dash; write the rest
-        with a formatter such as :func:`percent`.
+        A column is aligned to the right if all its cells are numbers, texts that begin with one such as ``8 bytes``
+        or ``.5``, or None. Integers are written with thousands separators, floats with four significant digits, None as
+        a dash; write the rest with a formatter such as :func:`percent`.
 
         Args:
             caption: what the table shows.

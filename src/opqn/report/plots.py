@@ -9,7 +9,7 @@ matplotlib's settings are swapped while a chart is drawn and put back afterwards
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -30,6 +30,11 @@ _Curve: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
 _COLORS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLES: Final = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.6, 1.2, 1.6)))
 MAX_CURVES: Final = len(_COLORS) * len(_STYLES)  # 28: no two curves look the same
+_MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "<", ">")  # nine, so that colour and marker repeat after 63
+_THICK: Final = 3.2  # points of width of a line to stand out
+_THIN: Final = 1.2  # of the lines beside it
+_GREY: Final = "#59606a"
+_DODGE: Final = 0.6  # share of the space between two code lengths over which the points of one are spread
 _SETTINGS: Final[dict[str, Any]] = {
     "font.size": 10.5,
     "axes.titlesize": 12,
@@ -60,13 +65,17 @@ _LOSS_PARTS: Final = (("loss", "total"), ("original", "original"), ("quantized",
 
 
 def precision_recall_svg(
-    curves: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str = "Precision against recall"
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    title: str = "Precision against recall",
+    *,
+    thick: Collection[str] = (),
 ) -> bytes:
     """Draw precision over recall, one line a method.
 
     Args:
         curves: name to (recall, precision), two arrays of equal length in 0..1; the legend keeps this order.
         title: the line above the chart.
+        thick: names of the curves that are to stand out among many; the others are then drawn thin.
 
     Returns:
         An SVG document.
@@ -75,14 +84,81 @@ def precision_recall_svg(
         ConfigError: no curve, more than 28, or arrays that are not such a pair.
         OpqnError: matplotlib is not installed.
     """
-    return _curves(curves, title, ("recall", "precision"), _whole_range, "svg")
+    return _curves(curves, title, ("recall", "precision"), _whole_range, "svg", thick)
 
 
 def precision_recall_png(
-    curves: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str = "Precision against recall"
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    title: str = "Precision against recall",
+    *,
+    thick: Collection[str] = (),
 ) -> bytes:
     """Draw the chart of :func:`precision_recall_svg` as PNG, 1024 pixels wide."""
-    return _curves(curves, title, ("recall", "precision"), _whole_range, "png")
+    return _curves(curves, title, ("recall", "precision"), _whole_range, "png", thick)
+
+
+def map_over_bits_svg(
+    lines: Mapping[str, tuple[Sequence[int], ArrayLike, ArrayLike]],
+    title: str = "mAP over code length",
+    *,
+    thick: Collection[str] = (),
+    yardsticks: Collection[str] = (),
+) -> bytes:
+    """Draw mAP over the length of a code, one line a method, with error bars.
+
+    Lengths stand at equal distances. The points of one length are set a little apart from each other, in the order
+    of the legend, so that error bars do not cover each other. The vertical axis need not begin at 0.
+
+    Args:
+        lines: name to (bits, mAP, deviation), three of equal length: the lengths of code that were measured, each
+            once, the mAP at each in 0..1, and how far its error bar goes up and down, 0 for no bar. Lengths may
+            differ from line to line; the legend keeps this order.
+        title: the line above the chart.
+        thick: names of the lines that are to stand out among many; the others are then drawn thin.
+        yardsticks: names of the lines that are no rivals, such as uncompressed features; drawn grey and dotted.
+
+    Returns:
+        An SVG document.
+
+    Raises:
+        ConfigError: no line, more than 28, or values that are not such a triple.
+        OpqnError: matplotlib is not installed.
+    """
+    if not 1 <= len(lines) <= MAX_CURVES:
+        raise ConfigError(f"{len(lines)} lines were given; a readable chart has 1 to {MAX_CURVES}")
+    checked = {name: _measured(name, *line) for name, line in lines.items()}
+    lengths = sorted({length for bits, _, _ in checked.values() for length in bits})
+    with _settings():
+        labels = [_drawable(name) for name in checked]
+        figure = _figure(4.8 + 0.2 * -(-len(labels) // _legend_columns(labels)))
+        axes = figure.subplots()
+        handles = []
+        for number, (name, (bits, means, deviations)) in enumerate(checked.items()):
+            apart = _DODGE * ((number + 0.5) / len(checked) - 0.5)
+            look = _look_of_line(number, is_thick=name in thick, is_yardstick=name in yardsticks, are_some=bool(thick))
+            places = np.array([lengths.index(length) for length in bits]) + apart
+            (line,) = axes.plot(places, means, **look)
+            barred = deviations > 0
+            axes.errorbar(
+                places[barred],
+                means[barred],
+                deviations[barred],
+                fmt="none",
+                ecolor=look["color"],
+                elinewidth=look["linewidth"] / 2 + 0.3,
+                capsize=2,
+                zorder=look["zorder"],
+            )
+            handles.append(line)
+        axes.set(xlabel="bits a face", ylabel="mAP", xlim=(-0.5, len(lengths) - 0.5))
+        axes.set_xticks(range(len(lengths)), [str(length) for length in lengths])
+        axes.grid(visible=False, axis="x")
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, 0.0), high)
+        axes.set_title(_drawable(title))
+        figure.legend(handles, labels, loc="outside lower center", ncols=_legend_columns(labels))
+        shown = ", ".join(one_line(name) for name in checked)
+        return _save(figure, title, f"mAP at {', '.join(map(str, lengths))} bits: {shown}", "svg")
 
 
 def detection_error_svg(
@@ -227,6 +303,7 @@ def _curves(
     names: tuple[str, str],
     set_range: Callable[[Axes, Sequence[_Curve]], None],
     file_format: str,
+    thick: Collection[str] = (),
 ) -> bytes:
     """Draw lines over two axes of these names, whose range and scale ``set_range`` sets."""
     if not 1 <= len(curves) <= MAX_CURVES:
@@ -235,7 +312,7 @@ def _curves(
     checked = {name: _curve(name, pair, short) for name, pair in curves.items()}
     with _settings():
         labels = [_drawable(name) for name in checked]
-        columns = 2 if max(map(len, labels)) <= 26 else 1
+        columns = _legend_columns(labels)
         figure = _figure(4.2 + 0.2 * -(-len(labels) // columns))
         axes = figure.subplots()
         lines = [
@@ -244,14 +321,61 @@ def _curves(
                 up,
                 color=_COLORS[number % len(_COLORS)],
                 linestyle=_STYLES[(number % len(_COLORS) + number // len(_COLORS)) % len(_STYLES)],
+                **(_weight(is_thick=name in thick) if thick else {}),
             )[0]
-            for number, (across, up) in enumerate(checked.values())
+            for number, (name, (across, up)) in enumerate(checked.items())
         ]
         axes.set(xlabel=names[0], ylabel=names[1])
         set_range(axes, list(checked.values()))
         axes.set_title(_drawable(title))
         figure.legend(lines, labels, loc="outside lower center", ncols=columns)
         return _save(figure, title, f"Curves: {', '.join(one_line(name) for name in checked)}", file_format)
+
+
+def _legend_columns(labels: Sequence[str]) -> int:
+    return 2 if max(map(len, labels)) <= 26 else 1
+
+
+def _weight(*, is_thick: bool) -> dict[str, Any]:
+    """Return width and order of drawing of a line beside others that are thicker or thinner."""
+    return {"linewidth": _THICK, "zorder": 3} if is_thick else {"linewidth": _THIN, "zorder": 2}
+
+
+def _look_of_line(number: int, *, is_thick: bool, is_yardstick: bool, are_some: bool) -> dict[str, Any]:
+    """Return how the line of this number looks; ``are_some`` says whether any line is to stand out."""
+    weight = _weight(is_thick=is_thick) if are_some else {"linewidth": 1.8, "zorder": 2}
+    if is_yardstick:
+        return {"color": _GREY, "linestyle": _STYLES[2], **weight}
+    return {
+        "color": _COLORS[number % len(_COLORS)],
+        "linestyle": _STYLES[number // len(_COLORS) % len(_STYLES)],
+        "marker": _MARKERS[number % len(_MARKERS)],
+        "markersize": 8 if is_thick else 5.5,
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.6,
+        **weight,
+    }
+
+
+def _measured(
+    name: str, bits: Sequence[int], means: ArrayLike, deviations: ArrayLike
+) -> tuple[list[int], NDArray[np.float64], NDArray[np.float64]]:
+    """Check a line of mAP over bits, and sort it by length."""
+    lengths = np.asarray(bits)
+    values, bars = np.asarray(means, np.float64), np.asarray(deviations, np.float64)
+    if lengths.ndim != 1 or not lengths.size or lengths.dtype.kind not in "iu" or len(set(bits)) != lengths.size:
+        raise ConfigError(
+            f"line {name!r} has bits {list(bits)}; give at least one length, each a whole number and once"
+        )
+    if values.shape != lengths.shape or bars.shape != lengths.shape:
+        raise ConfigError(
+            f"line {name!r} has {lengths.size} lengths, mAP of shape {values.shape} and deviations of shape "
+            f"{bars.shape}; give one of each for every length"
+        )
+    if not ((values >= -_ROUNDING) & (values <= 1 + _ROUNDING)).all() or not ((bars >= 0) & (bars < np.inf)).all():
+        raise ConfigError(f"line {name!r} has mAP outside 0..1 or a deviation below 0; give fractions, without NaN")
+    order = np.argsort(lengths)
+    return lengths[order].tolist(), values[order], bars[order]
 
 
 def _whole_range(axes: Axes, _: Sequence[_Curve]) -> None:
