@@ -10,7 +10,7 @@ from torch import nn
 from opqn import ConfigError, build_backbone
 from opqn.backbones import default_image_size
 
-RESNETS = ["resnet20-32", "resnet20-112", "resnet20-32-narrow", "resnet20-112-narrow"]
+RESNETS = ["resnet20-32", "resnet20-112", "resnet20-32-narrow", "resnet20-112-narrow", "resnet20-32-small"]
 
 
 def on_meta(name, feature_dim=512):
@@ -34,14 +34,14 @@ def conv_maps(network, side):
 
 @pytest.mark.parametrize("name", RESNETS)
 def test_resnet20_has_twenty_convolutions_in_four_stages(name):
-    small = "-32" in name
-    channels = (16, 32, 64, 128) if name.endswith("narrow") else (64, 128, 256, 512)
-    expected, side = [], 32 if small else 112
-    for width, blocks, stride in zip(channels, (1, 2, 4, 1), (1 if small else 2, 2, 2, 2), strict=True):
+    channels = (16, 32, 64, 128) if name.endswith(("narrow", "small")) else (64, 128, 256, 512)
+    first_stride = 1 if name in ("resnet20-32", "resnet20-32-narrow") else 2
+    expected, side = [], 32 if "-32" in name else 112
+    for width, blocks, stride in zip(channels, (1, 2, 4, 1), (first_stride, 2, 2, 2), strict=True):
         side //= stride
         expected += [(stride, width, side)] + [(1, width, side)] * (2 * blocks)
     assert len(expected) == 20
-    assert side == (4 if small else 7)
+    assert side == {"resnet20-32-small": 2}.get(name, 4 if "-32" in name else 7)
     assert conv_maps(on_meta(name), default_image_size(name)) == expected
 
 
@@ -56,7 +56,22 @@ def test_every_convolution_of_resnet20_is_3x3_and_followed_by_batch_norm_and_pre
         assert norm.num_features == prelu.num_parameters == conv.out_channels
 
 
-@pytest.mark.parametrize(("name", "inputs"), [("resnet20-32", 512 * 16), ("resnet20-112-narrow", 128 * 49)])
+def multiplications(name):
+    """Of all convolutions, for one image."""
+    network = on_meta(name)
+    convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    sides = [side for _, _, side in conv_maps(network, default_image_size(name))]
+    return sum(layer.weight.numel() * side**2 for layer, side in zip(convolutions, sides, strict=True))
+
+
+def test_the_small_network_does_about_a_quarter_of_the_narrow_ones_work():
+    assert multiplications("resnet20-32-narrow") / multiplications("resnet20-32-small") == pytest.approx(4, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs"),
+    [("resnet20-32", 512 * 16), ("resnet20-112-narrow", 128 * 49), ("resnet20-32-small", 128 * 4)],
+)
 def test_resnet20_ends_in_flatten_norm_dropout_linear_norm(name, inputs):
     head = build_backbone(name, 24, dropout=0.25).head
     assert [type(layer) for layer in head] == [nn.Flatten, nn.BatchNorm1d, nn.Dropout, nn.Linear, nn.BatchNorm1d]
@@ -119,7 +134,9 @@ def test_iresnet18_maps_a_crop_to_features():
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet20-64", "iresnet34", "", "TIMM/resnet18"])
 def test_an_unknown_name_is_refused_with_the_known_ones(name):
-    with pytest.raises(ConfigError, match=r"unknown backbone .*resnet20-32, .*iresnet18, .*timm/NAME"):
+    with pytest.raises(
+        ConfigError, match=r"unknown backbone .*resnet20-32, .*resnet20-32-small, iresnet18, .*timm/NAME"
+    ):
         build_backbone(name, 8)
 
 

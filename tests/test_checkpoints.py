@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from opqn.checkpoints import has_checkpoint, load_checkpoint, save_checkpoint
+from opqn.checkpoints import has_checkpoint, load_checkpoint, save_checkpoint, stored_settings
 from opqn.errors import ConfigError, CorruptFileError, OpqnError
 
 SETTINGS = {"train": {"epochs": 3, "learning_rate": 0.1}, "split": "abc"}
@@ -65,6 +65,12 @@ def test_tensors_and_state_come_back_bit_for_bit(tmp_path, steps):
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert all(found[name].stride() == expected[name].stride() for name in expected)
+
+
+def test_settings_can_be_read_alone(folder):
+    assert stored_settings(folder) == SETTINGS
+    (folder / "state.safetensors").unlink()
+    assert stored_settings(folder) == SETTINGS
 
 
 def test_folder_holds_no_pickle(folder):
@@ -139,15 +145,17 @@ def test_missing_file_is_refused(folder, name):
 @pytest.mark.parametrize("text", ["null", "[]", "3", "{}", '{"format_version": "new"}', "[" * 200_000])
 def test_state_that_is_none_is_refused(folder, text):
     (folder / "state.json").write_text(text)
-    with pytest.raises(CorruptFileError, match=r"state\.json is no checkpoint"):
-        load(folder)
+    for read in (load, stored_settings):
+        with pytest.raises(CorruptFileError, match=r"state\.json is no checkpoint"):
+            read(folder)
 
 
 def test_newer_format_is_refused(folder):
     state = json.loads((folder / "state.json").read_text())
     (folder / "state.json").write_text(json.dumps(state | {"format_version": 2}))
-    with pytest.raises(CorruptFileError, match="format version 2; this opqn reads up to 1"):
-        load(folder)
+    for read in (load, stored_settings):
+        with pytest.raises(CorruptFileError, match="format version 2; this opqn reads up to 1"):
+            read(folder)
 
 
 def test_tensors_of_another_network_are_refused(folder):

@@ -42,6 +42,33 @@ def test_preset_describes_a_model_that_can_be_built():
     assert model.quantizer.codebooks.shape == (8, 64, 64)
 
 
+def test_presets_of_general_images_have_their_statistics_and_the_papers_temperature():
+    cifar, imagenet = load_settings("cifar-10"), load_settings("imagenet-100")
+    assert (cifar.model.backbone, cifar.model.resize) == ("resnet20-32", 35)
+    assert (cifar.model.mean, cifar.model.std) == ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    assert (imagenet.model.backbone, imagenet.model.resize) == ("resnet20-112", 120)
+    assert (imagenet.model.mean, imagenet.model.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    for settings, like in ((cifar, "facescrub"), (imagenet, "vggface2")):
+        assert (settings.train.validation, settings.train.fit_query_temperature) == ("seen", False)
+        assert settings.model.query_temperature == 1
+        assert settings.loss == load_settings(like).loss
+        own = {"validation": "seen"}
+        assert settings.train == load_settings(like).train.model_copy(update=own)
+
+
+@pytest.mark.parametrize(("preset", "like"), [("cifar-10", "facescrub"), ("imagenet-100", "vggface2")])
+def test_presets_of_general_images_have_the_papers_code_shapes(preset, like):
+    assert lengths_of(preset) == lengths_of(like) == [16, 24, 36, 48, 64]
+    for length in lengths_of(preset):
+        ours, theirs = (load_settings(name, num_bits=length).model for name in (preset, like))
+        assert (ours.num_books, ours.num_words, ours.book_dim) == (theirs.num_books, theirs.num_words, theirs.book_dim)
+
+
+def test_one_network_can_start_every_length_of_the_small_preset():
+    models = [load_settings("small", num_bits=length).model for length in lengths_of("small")]
+    assert {(model.backbone, model.feature_dim) for model in models} == {("resnet20-32-small", 528)}
+
+
 def test_nothing_given_means_the_defaults():
     assert load_settings() == TrainingSettings()
 

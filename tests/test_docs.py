@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from opqn.config import TrainingSettings, preset_names
+from opqn._settings import Settings
+from opqn.config import TrainingSettings, load_settings, preset_names
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -73,6 +74,16 @@ def test_command_line_page_is_what_the_program_prints():
     assert done.returncode == 0, f"{done.stdout}{done.stderr}\nTo mend it: python docs/make_command_line.py"
 
 
+def described() -> dict[str, str]:
+    """What the program says of each setting."""
+    return {
+        f"{table}.{name}": field.description
+        for table, settings in TrainingSettings()
+        if isinstance(settings, Settings)
+        for name, field in type(settings).model_fields.items()
+    }
+
+
 def first_cells(heading: str, count: int) -> list[tuple[str, ...]]:
     """The first cells of each row of the table under a heading of the training page."""
     section = (DOCS / "training.md").read_text(encoding="utf-8").partition(f"\n{heading}\n")[2].partition("\n#")[0]
@@ -83,11 +94,17 @@ def first_cells(heading: str, count: int) -> list[tuple[str, ...]]:
 def test_training_page_lists_the_settings_with_their_defaults():
     expected = [
         (f"{table}.{name}", json.dumps(default))
-        for table, settings in TrainingSettings().model_dump(mode="json").items()
-        for name, default in settings.items()
+        for table, settings in TrainingSettings()
+        if isinstance(settings, Settings)
+        for name, default in settings
     ]
     assert first_cells("### All settings", 2) == expected
+    assert {name: text for name, _, text in first_cells("### All settings", 3)} == described()
 
 
 def test_training_page_lists_the_presets():
-    assert [name for (name,) in first_cells("### Presets", 1)] == preset_names()
+    rows = dict(first_cells("### Presets", 2))
+    assert list(rows) == preset_names()
+    for preset, lengths in rows.items():
+        for length in lengths.split(", "):
+            assert load_settings(preset, num_bits=int(length)).model.num_bits == int(length)

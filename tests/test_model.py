@@ -1,5 +1,6 @@
 """The model: the same codes from whatever form an image comes in, and a folder that is what was saved or refused."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -32,6 +33,13 @@ def make_model(seed=0, **config):
     with torch.no_grad():
         model(model.normalise(colours.repeat_interleave(8, 2).repeat_interleave(8, 3)))
     return model.eval()
+
+
+def take_weights(model):
+    """Give the head of a model to be refitted some weights."""
+    shapes = [(16,), (2, 8, 16), (2, 9, 4)]
+    torch.manual_seed(1)
+    model.quantizer.take(*map(torch.randn, shapes))
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +88,7 @@ class TestConfig:
         [
             ("resnet20-32", 32, 35, (0.639, 0.479, 0.404), (0.216, 0.183, 0.171)),
             ("resnet20-32-narrow", 32, 35, (0.639, 0.479, 0.404), (0.216, 0.183, 0.171)),
+            ("resnet20-32-small", 32, 35, (0.639, 0.479, 0.404), (0.216, 0.183, 0.171)),
             ("resnet20-112", 112, 120, (0.5,) * 3, (0.5,) * 3),
             ("iresnet50", 112, 120, (0.5,) * 3, (0.5,) * 3),
             ("timm/resnet18", 224, 240, (0.5,) * 3, (0.5,) * 3),
@@ -123,6 +132,12 @@ class TestConfig:
     def test_impossible_values_are_refused(self, values, message):
         with pytest.raises(ConfigError, match=message):
             ModelConfig(**{**SMALL, **values})
+
+    def test_refit_is_written_only_where_it_is_wanted(self):
+        assert "refit" not in ModelConfig(**SMALL, refit=False).model_dump(mode="json")
+        config = ModelConfig(**SMALL, refit=True)
+        assert config.model_dump()["refit"] is True
+        assert ModelConfig(**config.model_dump(mode="json")) == config
 
     def test_unknown_backbone_lists_the_known(self):
         with pytest.raises(ConfigError, match="unknown backbone 'resnet50'; choose one of resnet20-32"):
@@ -292,6 +307,25 @@ class TestFingerprint:
     def test_every_setting_counts(self, change):
         assert make_model(**change).fingerprint != make_model().fingerprint
 
+    def test_it_is_what_it_was_before_there_was_another_head(self):
+        model = make_model()
+        config = {
+            "backbone": "resnet20-32-narrow", "num_books": 2, "num_words": 4, "book_dim": 8, "codebooks": "dct",
+            "codebook_seed": 0, "query_temperature": 1.0, "dropout": 0.5, "flip_average": False,
+            "image_size": 32, "resize": 35, "mean": [0.639, 0.479, 0.404], "std": [0.216, 0.183, 0.171],
+        }
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode())
+        for name, tensor in sorted(model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode() + tensor.numpy().tobytes())
+        assert model.fingerprint == digest.hexdigest()
+        assert model.quantizer.state_dict().keys() == {"codebooks", "projection"}
+
+    def test_refitting_counts(self):
+        model = make_model(refit=True)
+        fingerprints = {make_model().fingerprint, model.fingerprint}
+        take_weights(model)
+        assert len(fingerprints | {model.fingerprint}) == 3
+
     def test_temperature_counts_and_can_be_taken_back(self):
         model = make_model()
         before = model.fingerprint
@@ -313,6 +347,28 @@ class TestFolder:
         assert not loaded.training
         trained = {name for name, parameter in loaded.named_parameters() if parameter.requires_grad}
         assert trained == {name for name, _ in model.named_parameters()}
+
+    def test_loaded_refitted_model_is_the_saved_one(self, tmp_path, pictures):
+        model = make_model(refit=True, query_temperature=0.2)
+        before = model.encode(pictures)
+        take_weights(model)
+        model.save_pretrained(tmp_path / "model")
+        loaded = OPQN.from_pretrained(tmp_path / "model")
+        assert loaded.fingerprint == model.fingerprint
+        assert loaded.config == model.config
+        codes = model.encode(pictures)
+        assert not np.array_equal(codes, before)
+        assert np.array_equal(loaded.encode(pictures), codes)
+        assert np.array_equal(loaded.lookup_tables(pictures), model.lookup_tables(pictures))
+        assert np.array_equal(loaded.assignments(loaded.features(pictures)).argmax(axis=2), codes)
+
+    def test_model_to_be_refitted_is_saved_before_it_is(self, tmp_path, pictures):
+        model = make_model(refit=True)
+        model.save_pretrained(tmp_path / "model")
+        loaded = OPQN.from_pretrained(tmp_path / "model")
+        assert loaded.fingerprint == model.fingerprint
+        assert not loaded.quantizer.is_refitted
+        assert np.array_equal(loaded.encode(pictures), make_model().encode(pictures))
 
     def test_loaded_model_can_be_trained_on(self, saved):
         loaded = OPQN.from_pretrained(saved).train()

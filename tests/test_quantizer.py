@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opqn import ConfigError, OrthonormalQuantizer
+from opqn import ConfigError, OPQNQuantizer, OrthonormalQuantizer
+from opqn.quantizer import RefittedQuantizer
 
 
 class LoopQuantizer:
@@ -216,4 +217,249 @@ def test_half_precision_features_are_raised_to_float32():
     quantizer, features = make()
     rounded = features.bfloat16()
     assert torch.equal(quantizer(rounded).probs, quantizer(rounded.float()).probs)
+    assert torch.equal(quantizer.encode(rounded), quantizer.encode(rounded.float()))
+
+
+class LoopRefit:
+    """The refitted head in plain Python: one number at a time, float64."""
+
+    def __init__(self, quantizer):
+        self.mean = quantizer.mean.double().numpy()
+        self.axes = quantizer.axes.double().numpy()
+        self.projection = quantizer.refitted.double().numpy()
+        self.codebooks = quantizer.codebooks.detach().double().numpy()
+        self.temperature = quantizer.query_temperature
+        self.num_books, self.book_dim, self.dim = self.axes.shape
+        self.num_words = self.projection.shape[2]
+
+    def logits(self, row, m):
+        length = math.sqrt(sum(float(value) ** 2 for value in row))
+        unit = [float(value) / length for value in row]
+        part = [
+            sum(self.axes[m, j, i] * (unit[i] - self.mean[i]) for i in range(self.dim)) for j in range(self.book_dim)
+        ]
+        return [
+            sum(part[j] * self.projection[m, j, k] for j in range(self.book_dim)) + self.projection[m, -1, k]
+            for k in range(self.num_words)
+        ]
+
+    def table(self, row, m):
+        scaled = [self.temperature * logit for logit in self.logits(row, m)]
+        log_sum = max(scaled) + math.log(sum(math.exp(value - max(scaled)) for value in scaled))
+        return [value - log_sum for value in scaled]
+
+    def probs(self, row, m):
+        return [math.exp(value) for value in self.table(row, m)]
+
+    def soft(self, row, m):
+        probs = self.probs(row, m)
+        return [sum(self.codebooks[m, j, k] * probs[k] for k in range(self.num_words)) for j in range(self.book_dim)]
+
+    def over_all(self, rows, function):
+        return np.array([[function(row, m) for m in range(self.num_books)] for row in rows])
+
+
+@st.composite
+def refitted_heads(draw):
+    """A refitted head with random shape and weights, and features for it."""
+    num_words = draw(st.sampled_from([2, 4, 8]))
+    num_books = draw(st.integers(1, 3))
+    book_dim = draw(st.integers(num_words, num_words + 3))
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    quantizer = RefittedQuantizer(
+        num_books, book_dim, num_words, draw(st.sampled_from(["dct", "random"])), draw(st.sampled_from([0.2, 1.0, 5.0]))
+    )
+    dim = num_books * book_dim
+    quantizer.take(
+        0.1 * torch.randn(dim), torch.randn(num_books, book_dim, dim), torch.randn(num_books, book_dim + 1, num_words)
+    )
+    return quantizer.eval(), draw(st.sampled_from([0.1, 1.0, 10.0])) * torch.randn(draw(st.integers(1, 4)), dim)
+
+
+def vectors_of_people(dim=24, people=40, images=6):
+    """Labelled vectors: a centre for each person, and noise."""
+    torch.manual_seed(1)
+    labels = np.repeat(np.arange(people), images)
+    return torch.randn(people, dim)[labels] + 0.4 * torch.randn(len(labels), dim), labels
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """An estimator for 3 books of 4 words, fitted to vectors of 24 numbers."""
+    vectors, labels = vectors_of_people()
+    return OPQNQuantizer(shape=(3, 4), random_state=3).fit(vectors.numpy(), labels)
+
+
+def refit(fitted, **settings):
+    """Build a head of the estimator's shape that took its weights."""
+    torch.manual_seed(0)
+    quantizer = RefittedQuantizer(3, 8, 4, **settings)
+    quantizer.take(*map(torch.from_numpy, (fitted.mean_, fitted.axes_, fitted.projection_)))
+    return quantizer.eval()
+
+
+@settings(max_examples=40, deadline=None)
+@given(refitted_heads())
+def test_refitted_assignments_and_tables_equal_the_loop(head):
+    quantizer, features = head
+    oracle = LoopRefit(quantizer)
+    output = quantizer(features)
+    assert torch.equal(output.features.flatten(1), features)
+    np.testing.assert_allclose(output.probs, oracle.over_all(features, oracle.probs), atol=2e-5)
+    np.testing.assert_allclose(output.soft, oracle.over_all(features, oracle.soft), atol=2e-5)
+    tables = quantizer.lookup_tables(features)
+    assert tables.dtype == torch.float32
+    assert tables.is_contiguous()
+    np.testing.assert_allclose(tables, oracle.over_all(features, oracle.table), rtol=2e-5, atol=2e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(refitted_heads())
+def test_a_refitted_code_is_the_word_of_the_largest_logit(head):
+    quantizer, features = head
+    codes = quantizer.encode(features)
+    assert codes.dtype == torch.uint8
+    oracle = LoopRefit(quantizer)
+    logits = oracle.over_all(features, oracle.logits)  # (N, M, K)
+    chosen = np.take_along_axis(logits, codes.numpy()[:, :, None].astype(np.int64), axis=2)[:, :, 0]
+    np.testing.assert_allclose(chosen, logits.max(axis=2), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.2, 1.0])
+def test_a_refitted_head_gives_the_codes_and_tables_of_the_estimator(fitted, temperature):
+    vectors = vectors_of_people()[0]
+    quantizer = refit(fitted, query_temperature=temperature)
+    estimator = OPQNQuantizer(shape=(3, 4), query_temperature=temperature)
+    for name in ("mean_", "axes_", "projection_", "n_features_in_"):
+        setattr(estimator, name, getattr(fitted, name))
+    tables, expected = quantizer.lookup_tables(vectors).numpy(), estimator.lookup_tables(vectors.numpy())
+    np.testing.assert_allclose(tables, expected, rtol=1e-4, atol=1e-4)
+    codes = quantizer.encode(vectors).numpy()
+    assert len(np.unique(codes, axis=0)) > 10
+    best = np.sort(expected, axis=2)
+    certain = best[:, :, -1] - best[:, :, -2] > 1e-3 * temperature  # nearer ones float32 may exchange
+    assert certain.mean() > 0.99
+    assert np.array_equal(codes[certain], estimator.encode(vectors.numpy())[certain])
+
+
+def test_refitted_tables_rank_alike_at_every_temperature(fitted):
+    vectors = vectors_of_people()[0]
+    quantizer = refit(fitted)
+    codes = quantizer.encode(vectors).long()
+    scores = [
+        quantizer.lookup_tables(vectors[:5].double(), temperature).double().gather(2, codes.T.expand(5, 3, -1)).sum(1)
+        for temperature in (0.1, 1.0)
+    ]  # (5, N) each
+    cold, warm = (score - score.mean(dim=1, keepdim=True) for score in scores)
+    torch.testing.assert_close(10 * cold, warm, rtol=1e-4, atol=1e-3)
+
+
+def test_without_weights_to_take_it_is_bit_for_bit_the_head_of_the_paper():
+    plain, features = make()
+    torch.manual_seed(0)
+    quantizer = RefittedQuantizer(3, 8, 4)
+    assert not quantizer.is_refitted
+    assert torch.equal(quantizer.projection, plain.projection)
+    for mode in (True, False):
+        quantizer.train(mode)
+        assert all(map(torch.equal, quantizer(features), plain(features)))
+    assert torch.equal(quantizer.encode(features), plain.encode(features))
+    assert torch.equal(quantizer.lookup_tables(features), plain.lookup_tables(features))
+    assert torch.equal(quantizer.lookup_tables(features, 3.0), plain.lookup_tables(features, 3.0))
+
+
+def test_a_refitted_head_still_trains_as_the_head_of_the_paper(fitted):
+    plain, features = make()
+    quantizer = refit(fitted).train()
+    output = quantizer(features)
+    assert all(map(torch.equal, output, plain(features)))
+    output.soft.square().sum().backward()
+    assert quantizer.projection.grad.abs().max() > 0
+    assert [name for name, _ in quantizer.named_parameters()] == ["projection"]
+
+
+def test_in_evaluation_assignments_and_soft_features_are_those_of_the_refitted_codes(fitted):
+    vectors = vectors_of_people()[0]
+    quantizer = refit(fitted)
+    output = quantizer(vectors)
+    assert torch.equal(output.probs.argmax(dim=2).to(torch.uint8), quantizer.encode(vectors))
+    torch.testing.assert_close(output.probs, quantizer.lookup_tables(vectors).exp(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(output.soft, torch.einsum("mdk,nmk->nmd", quantizer.codebooks, output.probs))
+    inner_products = torch.einsum("nmd,mdk->nmk", output.soft, quantizer.codebooks)
+    torch.testing.assert_close(inner_products, output.probs, rtol=0, atol=1e-6)  # the codewords are orthonormal
+    assert not torch.equal(quantizer.encode(vectors), make()[0].encode(vectors))
+
+
+def test_refitted_codes_do_not_depend_on_the_length_of_the_features(fitted):
+    vectors = vectors_of_people()[0]
+    quantizer = refit(fitted)
+    for factor in (0.25, 8.0, 1024.0):
+        assert torch.equal(quantizer.encode(factor * vectors), quantizer.encode(vectors))
+
+
+def test_of_equal_refitted_words_the_first_is_the_code(fitted):
+    vectors = vectors_of_people()[0]
+    quantizer = refit(fitted)
+    quantizer.refitted[:, :, 3] = quantizer.refitted[:, :, 1]
+    assert not (quantizer.encode(vectors) == 3).any()
+    assert (quantizer.encode(vectors) == 1).any()
+
+
+def test_a_zero_feature_has_a_refitted_code_and_a_finite_table(fitted):
+    quantizer = refit(fitted)
+    assert quantizer.encode(torch.zeros(1, 24)).numpy().tolist() == fitted.encode(np.zeros((1, 24))).tolist()
+    assert torch.isfinite(quantizer.lookup_tables(torch.zeros(1, 24))).all()
+
+
+def test_the_state_of_a_refitted_head_restores_it(fitted):
+    vectors = vectors_of_people()[0]
+    quantizer = refit(fitted)
+    state = quantizer.state_dict()
+    assert set(state) == {"codebooks", "projection", "mean", "axes", "refitted", "is_refitted"}
+    other = RefittedQuantizer(3, 8, 4, seed=5).eval()
+    other.load_state_dict(state)
+    assert other.is_refitted
+    assert torch.equal(other.encode(vectors), quantizer.encode(vectors))
+    assert torch.equal(other.lookup_tables(vectors), quantizer.lookup_tables(vectors))
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("mean", [(23,), (3, 8, 24), (3, 9, 4)]),
+        ("axes", [(24,), (3, 24, 8), (3, 9, 4)]),
+        ("projection", [(24,), (3, 8, 24), (3, 8, 4)]),
+    ],
+)
+def test_weights_of_other_shapes_are_refused_and_none_is_taken(name, shapes):
+    quantizer = RefittedQuantizer(3, 8, 4)
+    before = {key: value.clone() for key, value in quantizer.state_dict().items()}
+    with pytest.raises(ConfigError, match=rf"{name} has shape .*; expected \("):
+        quantizer.take(*map(torch.ones, shapes))
+    assert all(torch.equal(value, before[key]) for key, value in quantizer.state_dict().items())
+
+
+@pytest.mark.parametrize("shape", [(4, 23), (4, 25), (24,), (4, 3, 8)])
+def test_a_refitted_head_refuses_features_of_another_length(fitted, shape):
+    quantizer = refit(fitted)
+    for call in (quantizer, quantizer.encode, quantizer.lookup_tables):
+        with pytest.raises(ConfigError, match=r"expected \(N, 24\)"):
+            call(torch.zeros(shape))
+
+
+def test_an_empty_batch_has_no_refitted_codes_and_tables(fitted):
+    quantizer = refit(fitted)
+    assert quantizer.encode(torch.empty(0, 24)).shape == (0, 3)
+    assert quantizer.lookup_tables(torch.empty(0, 24)).shape == (0, 3, 4)
+    assert quantizer(torch.empty(0, 24)).probs.shape == (0, 3, 4)
+
+
+def test_autocast_does_not_change_what_a_refitted_head_gives(fitted):
+    vectors = vectors_of_people()[0]
+    quantizer = refit(fitted)
+    plain = *quantizer(vectors), quantizer.encode(vectors), quantizer.lookup_tables(vectors)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = *quantizer(vectors), quantizer.encode(vectors), quantizer.lookup_tables(vectors)
+    assert all(map(torch.equal, plain, cast))
+    rounded = vectors.bfloat16()
     assert torch.equal(quantizer.encode(rounded), quantizer.encode(rounded.float()))

@@ -68,3 +68,14 @@ def test_image_in_place_of_an_unreadable_one_brings_its_own_label(tmp_path):
     features, labels = dataset_features(OPQN(ModelConfig(backbone="resnet20-32-narrow")), data)
     assert labels.tolist() == [0, 1, 1]
     assert torch.equal(features[1], features[2])
+
+
+def test_features_of_chosen_images_are_those_among_all(drawn_faces):
+    root, split = drawn_faces
+    data = FaceDataset(root, split.query, range(len(split.query)), 35)
+    data.preload()
+    model = OPQN(ModelConfig(backbone="resnet20-32-narrow"))
+    features, labels = dataset_features(model, data)
+    chosen, chosen_labels = dataset_features(model, data, [1, 4, 6])
+    assert chosen_labels.tolist() == labels[[1, 4, 6]].tolist() == [1, 4, 6]
+    torch.testing.assert_close(chosen, features[[1, 4, 6]])

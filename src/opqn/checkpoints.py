@@ -62,16 +62,7 @@ def load_checkpoint(
         CorruptFileError: the checkpoint is truncated, changed or of a newer format.
         ConfigError: it was made with other ``settings``; the message names the first that differ.
     """
-    try:
-        state = json.loads((folder / STATE_FILE).read_bytes())
-        version = int(state["format_version"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptFileError(
-            f"{folder / STATE_FILE} is no checkpoint: {error!r}; delete {folder} to start again"
-        ) from error
-    if version > FORMAT_VERSION:
-        raise CorruptFileError(f"{folder} has format version {version}; this opqn reads up to {FORMAT_VERSION}")
-    del state["format_version"]
+    state = _read_state(folder)
     digest = state.pop("sha256", None)
     differing = _differences(state.get("settings"), settings)
     if differing:
@@ -95,8 +86,35 @@ def load_checkpoint(
         if momentum is not None:
             # In the parameter's memory format, so that the arithmetic is the same as without the interruption.
             optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
-    result: dict[str, Any] = state
-    return result
+    return state
+
+
+def stored_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings that a checkpoint was made with.
+
+    Raises:
+        CorruptFileError: the checkpoint is damaged or of a newer format.
+    """
+    settings = _read_state(folder).get("settings")
+    return settings if isinstance(settings, dict) else {}
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """Return what ``STATE_FILE`` holds beside its version.
+
+    Raises:
+        CorruptFileError: it is damaged or of a newer format.
+    """
+    try:
+        state: dict[str, Any] = json.loads((folder / STATE_FILE).read_bytes())
+        version = int(state.pop("format_version"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptFileError(
+            f"{folder / STATE_FILE} is no checkpoint: {error!r}; delete {folder} to start again"
+        ) from error
+    if version > FORMAT_VERSION:
+        raise CorruptFileError(f"{folder} has format version {version}; this opqn reads up to {FORMAT_VERSION}")
+    return state
 
 
 def _digest(tensors: bytes, state: dict[str, Any]) -> str:

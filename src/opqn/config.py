@@ -24,8 +24,19 @@ class LossSettings(Settings):
     scale: float = Field(default=20.0, gt=0, description="factor on the cosine logits")
     margin: float = Field(default=0.5, ge=0, lt=2, description="taken off the true class's cosine")
     mu: float = Field(default=0.1, ge=0, description="weight of the entropy of the assignments")
+    original_share: float = Field(
+        default=0.5, ge=0, le=1, description="of original features in the classification; the rest is quantized ones"
+    )
     margin_ramp_epochs: float = Field(default=0.0, ge=0, description="epochs over which the margin grows from 0")
     mu_ramp_epochs: float = Field(default=0.0, ge=0, description="epochs over which mu grows from 0")
+
+    @model_serializer(mode="wrap")
+    def _leave_out_the_paper_s_share(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Written as before there was a choice, so that older checkpoints go on.
+        values: dict[str, Any] = handler(self)
+        if self.original_share == LossSettings.model_fields["original_share"].default:
+            del values["original_share"]
+        return values
 
 
 class TrainSettings(Settings):

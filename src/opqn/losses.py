@@ -25,6 +25,7 @@ from opqn.quantizer import QuantizerOutput
 # Logits that exist at any one time, in numbers: 16 MiB make products fast and are far below the whole (N, M, classes).
 LOGITS_AT_ONCE = 1 << 22
 LEAST_ROWS = 64  # of a matrix product; with fewer, reading the prototypes costs more than multiplying by them
+EQUAL_SHARE = 0.5
 NORM_FLOOR = 1e-12  # as torch.nn.functional.normalize
 
 
@@ -53,9 +54,13 @@ class _MarginCrossEntropy(torch.autograd.Function):
         labels: Tensor,
         scale: float,
         margin: float,
+        original_share: float,
         wants_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Return the mean loss and the (2, M, N) losses of two (N, M, d) tensors, by (M, classes, d) prototypes."""
+        """Return the loss and the (2, M, N) losses of two (N, M, d) tensors, by (M, classes, d) prototypes.
+
+        The loss is the mean over rows and books, the first tensor's counting with ``original_share``.
+        """
         rows, num_books, _ = features.shape
         num_classes = prototypes.shape[1]
         targets = labels.repeat(2).view(1, -1, 1).expand(num_books, -1, 1)  # (M, 2N, 1)
@@ -69,6 +74,8 @@ class _MarginCrossEntropy(torch.autograd.Function):
         if wants_gradient:
             vector_grad = torch.empty_like(vectors)
             prototype_grad = torch.empty_like(prototypes)
+        shares = features.new_full((2 * rows, 1), 2 * (1 - original_share))  # (2N, 1), on average 1
+        shares[:rows] = 2 * original_share
         chunk = min(2 * rows, max(LEAST_ROWS, LOGITS_AT_ONCE // (num_books * num_classes)))
         for start in range(0, 2 * rows, chunk):
             part = slice(start, start + chunk)
@@ -80,6 +87,8 @@ class _MarginCrossEntropy(torch.autograd.Function):
             if wants_gradient:
                 softmax = log_softmax.exp_()
                 softmax.scatter_add_(2, target, softmax.new_full(target.shape, -1.0))  # d loss / d logits
+                if original_share != EQUAL_SHARE:
+                    softmax *= shares[part]
                 vector_grad[:, part] = torch.bmm(softmax, weights)
                 prototype_grad.baddbmm_(softmax.transpose(1, 2), vectors[:, part], beta=min(start, 1))
         if wants_gradient:
@@ -92,7 +101,8 @@ class _MarginCrossEntropy(torch.autograd.Function):
             ctx.save_for_backward(vector_grad, prototype_grad)
         losses = losses.view(num_books, 2, rows).transpose(0, 1)
         ctx.mark_non_differentiable(losses)
-        return losses.mean(), losses
+        weights_of_branches = losses.new_tensor([original_share, 1 - original_share])
+        return losses.mean(dim=(1, 2)) @ weights_of_branches, losses
 
     @staticmethod
     @once_differentiable
@@ -104,7 +114,7 @@ class _MarginCrossEntropy(torch.autograd.Function):
         if not (grad.is_cpu and grad.item() == 1):
             vector_grad, prototype_grad = vector_grad * grad, prototype_grad * grad
         features_grad, soft_grad = vector_grad.transpose(0, 1).chunk(2)
-        return features_grad, soft_grad, prototype_grad, None, None, None, None
+        return features_grad, soft_grad, prototype_grad, None, None, None, None, None
 
 
 class OPQNLoss(nn.Module):
@@ -117,9 +127,12 @@ class OPQNLoss(nn.Module):
         scale: of the cosine logits; the authors use 20 for 32-px sets and 40 for VGGFace2.
         margin: subtracted from the true class's cosine; the authors' code says 0.5.
         mu: weight of the entropy term; the authors' code says 0.1.
+        original_share: of the original features in the classification loss, the rest is of the quantized ones; the
+            paper's is 1/2, 0 and 1 leave one of them out.
 
     Raises:
-        ConfigError: fewer than two classes, a scale that is not positive, a negative margin or mu.
+        ConfigError: fewer than two classes, a scale that is not positive, a negative margin or mu, or a share outside
+            0..1.
     """
 
     def __init__(
@@ -130,15 +143,19 @@ class OPQNLoss(nn.Module):
         scale: float = 20.0,
         margin: float = 0.5,
         mu: float = 0.1,
+        original_share: float = EQUAL_SHARE,
     ) -> None:
         super().__init__()
         if num_classes < 2:
             raise ConfigError(f"training needs at least 2 people, not {num_classes}")
         if not scale > 0 or margin < 0 or mu < 0:
             raise ConfigError(f"scale ({scale}) must be positive, margin ({margin}) and mu ({mu}) not negative")
+        if not 0 <= original_share <= 1:
+            raise ConfigError(f"original_share is {original_share}; it must lie in 0..1")
         self.scale = scale
         self.margin = margin
         self.mu = mu
+        self.original_share = original_share
         self.prototypes = nn.Parameter(torch.empty(num_books, num_classes, book_dim))  # (M, classes, d)
         nn.init.xavier_uniform_(self.prototypes)  # as the authors: over the whole tensor
 
@@ -182,7 +199,14 @@ class OPQNLoss(nn.Module):
         features, probs, soft = (tensor.to(self.prototypes.dtype) for tensor in output)
         with torch.autocast(labels.device.type, enabled=False):
             classification, losses = _MarginCrossEntropy.apply(  # type: ignore[no-untyped-call]
-                features, soft, self.prototypes, labels, self.scale, self.margin, torch.is_grad_enabled()
+                features,
+                soft,
+                self.prototypes,
+                labels,
+                self.scale,
+                self.margin,
+                self.original_share,
+                torch.is_grad_enabled(),
             )
             entropy = assignment_entropy(probs)
         return LossParts(classification + self.mu * entropy, losses[0].mean(), losses[1].mean(), entropy)

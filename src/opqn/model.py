@@ -262,7 +262,10 @@ class OPQN(nn.Module):
 
     @torch.no_grad()
     def assignments(self, features: Tensor) -> NDArray[np.float32]:
-        """Return the (N, M, K) float32 soft assignments of (N, M*d) feature vectors, as training sees them."""
+        """Return the (N, M, K) float32 soft assignments of (N, M*d) feature vectors.
+
+        They are those that training sees or, once the head is refitted, those that codes are the argmax of.
+        """
         return cast("NDArray[np.float32]", self.quantizer(features.to(self.device)).probs.cpu().numpy())
 
     def with_query_temperature(self, query_temperature: float) -> Self:

@@ -124,8 +124,8 @@ class RefittedQuantizer(OrthonormalQuantizer):
     """The head, its projection found anew in closed form once the network is trained; not of the paper.
 
     It trains as the paper's does. Then ``opqn.OPQNQuantizer`` is fitted to the features of the training images, which
-    takes seconds, and :meth:`take` takes its weights. Codewords are still fixed and orthonormal: what changes is the
-    way from features to logits. With u the whole feature vector at unit length::
+    takes seconds, and :meth:`take` takes its weights. Codewords stay as they are: what changes is the way from features
+    to logits. With u the whole feature vector at unit length::
 
         x_m = A_m (u - mean),    logits_m = x_m P_m + b_m,    p_m = softmax(T * logits_m)
 
@@ -158,25 +158,33 @@ class RefittedQuantizer(OrthonormalQuantizer):
 
     @torch.no_grad()
     def take(self, mean: Tensor, axes: Tensor, projection: Tensor) -> None:
-        """Use other weights from now on: (M*d,), (M, d, M*d) and (M, d + 1, K), its last row b_m.
+        """Use other weights from now on.
+
+        Args:
+            mean: (M*d,), subtracted from features of unit length.
+            axes: (M, d, M*d), the A_m.
+            projection: (M, d + 1, K), the P_m; the last row of each is b_m.
 
         Raises:
-            ConfigError: they have other shapes.
+            ConfigError: they have other shapes; the head is as before.
         """
-        for name, old, new in (
-            ("mean", self.mean, mean),
-            ("axes", self.axes, axes),
-            ("projection", self.refitted, projection),
-        ):
+        taken = (("mean", self.mean, mean), ("axes", self.axes, axes), ("projection", self.refitted, projection))
+        for name, old, new in taken:
             if new.shape != old.shape:
                 raise ConfigError(f"{name} has shape {tuple(new.shape)}; expected {tuple(old.shape)}")
+        for _, old, new in taken:
             old.copy_(new)
         self.is_refitted.fill_(value=True)
 
     def _refitted_logits(self, features: Tensor) -> Tensor:
-        """Return the (N, M, K) logits of (N, M*d) features."""
+        """Return the (N, M, K) logits of (N, M*d) features.
+
+        Raises:
+            ConfigError: the features have another length.
+        """
         with torch.autocast(features.device.type, enabled=False):
-            units = functional.normalize(features.to(self.mean.dtype)) - self.mean  # (N, M*d)
+            whole = self.split(features.to(self.mean.dtype)).flatten(1)  # (N, M*d), its length checked
+            units = functional.normalize(whole) - self.mean  # (N, M*d)
             parts = torch.matmul(units, self.axes.transpose(1, 2))  # (M, N, d)
             return (torch.matmul(parts, self.refitted[:, :-1]) + self.refitted[:, -1:]).transpose(0, 1)
 
@@ -185,8 +193,9 @@ class RefittedQuantizer(OrthonormalQuantizer):
         output = super().forward(features)
         if self.training or not self.is_refitted:
             return output
-        probs = (self.query_temperature * self._refitted_logits(features)).softmax(dim=2)
-        soft = torch.matmul(probs.transpose(0, 1), self.codebooks.transpose(1, 2)).transpose(0, 1)
+        with torch.autocast(features.device.type, enabled=False):
+            probs = (self.query_temperature * self._refitted_logits(features)).softmax(dim=2)  # (N, M, K)
+            soft = torch.matmul(probs.transpose(0, 1), self.codebooks.transpose(1, 2)).transpose(0, 1)  # (N, M, d)
         return QuantizerOutput(output.features, probs, soft)
 
     @torch.no_grad()

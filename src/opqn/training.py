@@ -32,16 +32,17 @@ from opqn._files import atomic_write_bytes
 from opqn._version import __version__
 from opqn.baselines.methods import method_of
 from opqn.baselines.model import BaselineModel, load_model
-from opqn.checkpoints import has_checkpoint, load_checkpoint, save_checkpoint
+from opqn.checkpoints import has_checkpoint, load_checkpoint, save_checkpoint, stored_settings
 from opqn.config import DEFAULT_METHOD, TrainingSettings
 from opqn.data.augment import augment_batch, epoch_order
 from opqn.data.dataset import Batch, FaceDataset, keep_batch
 from opqn.data.images import SkippedImage
 from opqn.data.splits import Split, person_of, validation_split
-from opqn.errors import ConfigError, DataError, OpqnError
+from opqn.errors import ConfigError, CorruptFileError, DataError, OpqnError
 from opqn.estimator import OPQNQuantizer
+from opqn.estimator.files import MAX_DIM
 from opqn.losses import OPQNLoss
-from opqn.model import OPQN
+from opqn.model import CONFIG_FILE, OPQN, read_json
 from opqn.quantizer import RefittedQuantizer
 from opqn.validation import QUERY_TEMPERATURES, dataset_features, validate
 
@@ -49,6 +50,10 @@ STEPS_BETWEEN_CHECKS: Final = 10
 # They change how fast a training runs, not what comes of it.
 # Where a network to start from lies makes no difference either; which one it is, is kept beside the settings.
 FREE_SETTINGS: Final = {"device", "workers", "cache_mb", "checkpoint_minutes", "tensorboard", "start"}
+# As many tell how images of one person differ, in seconds; of millions the other processes would wait too long.
+REFIT_IMAGES: Final = 65_536
+# A network's features are many, and few of their axes tell people apart: codes of strangers gain from it.
+REFIT_SHRINKAGE: Final = 1.0
 
 
 class TrainingDivergedError(OpqnError):
@@ -94,6 +99,7 @@ class TrainingResult:
     folder: Path
     best_epoch: int
     validation_map: float | None
+    """mAP of the model's codes on the validation split; with ``model.refit`` of the refitted head's."""
     history: tuple[dict[str, Any], ...]
     skipped: tuple[SkippedImage, ...]
 
@@ -148,8 +154,9 @@ def train(
         on_progress: called about every ten steps and after every epoch.
 
     Raises:
-        ConfigError: settings that do not go together, or a checkpoint of other settings.
-        DataError: too few people or images.
+        ConfigError: settings that do not go together, a checkpoint of other settings, or ``train.start`` names a model
+            with another network.
+        DataError: too few people or images, or ``train.start`` names no model.
         TrainingDivergedError: the loss is not finite or far above chance.
         TrainingInterruptedError: asked to stop; a checkpoint is saved.
         OpqnError: a full disk; the last checkpoint stands.
@@ -181,7 +188,13 @@ class _Run:
             )
         torch.manual_seed(settings.train.seed)
         self.model = _build_model(settings).to(self.accelerator.device)
-        started_from = _start_from(self.model, settings.train.start) if settings.train.start else None
+        started_from = None
+        if settings.train.start:
+            started_from = (
+                _began_from(settings.train.start, self.checkpoint)
+                if resuming
+                else _start_from(self.model, settings.train.start)
+            )
         self.data = _load_data(settings, root, split)
         self.model.training_facts = self._facts(split)
         if started_from is not None:
@@ -434,7 +447,7 @@ class _Run:
         if self.accelerator.is_main_process:
             model = type(self.model).from_pretrained(self.out / "best", self.accelerator.device)
             if isinstance(model.quantizer, RefittedQuantizer):
-                _refit(model, model.quantizer, self.data.dataset, self.settings.train.seed)
+                self._refit(model, model.quantizer)
             model.training_facts = {**model.training_facts, "seconds": round(self.state.seconds)}
             model.save_pretrained(target)
         self.accelerator.wait_for_everyone()
@@ -447,6 +460,27 @@ class _Run:
             tuple(self.state.history),
             self.data.skipped(),
         )
+
+    def _refit(self, model: OPQN, head: RefittedQuantizer) -> None:
+        """Fit the head anew to the features of the training images, and judge its codes as the epochs' were."""
+        seed, data = self.settings.train.seed, self.data
+        chosen = np.sort(epoch_order(len(data.dataset), seed, 0)[:REFIT_IMAGES]).tolist()
+        features, labels = dataset_features(model, data.dataset, chosen)
+        fitted = OPQNQuantizer(
+            shape=(model.num_books, model.num_words),
+            shrinkage=REFIT_SHRINKAGE,
+            random_state=seed % (1 << 32),  # numpy's range
+        )
+        fitted.fit(features.numpy(), labels)
+        head.take(*(torch.from_numpy(weights) for weights in (fitted.mean_, fitted.axes_, fitted.projection_)))
+        # A temperature that was fitted suits the paper's tables; these rank alike at any.
+        model.with_query_temperature(self.settings.model.query_temperature)
+        if data.gallery is not None and data.query is not None:
+            on_codes, _ = validate(model, data.gallery, data.query, (model.config.query_temperature,))
+            before = model.training_facts["validation_map"]
+            facts = {"validation_map": on_codes, "validation_map_before_refit": before}
+            model.training_facts = {**model.training_facts, **facts}
+            self.state.best_map = on_codes
 
 
 @dataclass(frozen=True)
@@ -510,33 +544,47 @@ def _make_accelerator(settings: TrainingSettings) -> Accelerator:
 
 def _build_model(settings: TrainingSettings) -> OPQN:
     method = method_of(settings)
+    if settings.model.refit and settings.model.feature_dim > MAX_DIM:
+        raise ConfigError(
+            f"model.refit takes features of at most {MAX_DIM} numbers, and num_books x book_dim is "
+            f"{settings.model.feature_dim}; lower model.book_dim, or leave model.refit out"
+        )
     return OPQN(settings.model) if method is None else BaselineModel(settings.model, method)
 
 
 def _start_from(model: OPQN, folder: str) -> str:
     """Give a model the network of another one, trained by whatever method, and return the other's fingerprint."""
     other = load_model(folder, model.device)
-    if other.config.backbone != model.config.backbone or other.config.feature_dim != model.config.feature_dim:
+    theirs, ours = other.config, model.config
+    if (theirs.backbone, theirs.feature_dim) != (ours.backbone, ours.feature_dim):
         raise ConfigError(
-            f"train.start: {folder} holds a {other.config.backbone} of {other.config.feature_dim} features, and this "
-            f"training a {model.config.backbone} of {model.config.feature_dim}; they must be the same"
+            f"train.start: the network of {folder} is {theirs.backbone} with {theirs.feature_dim} features, and this "
+            f"training's is {ours.backbone} with {ours.feature_dim}; set model.backbone, and model.num_books x "
+            "model.book_dim, to the same, or start from another model"
         )
     model.backbone.load_state_dict(other.backbone.state_dict())
     return other.fingerprint
+
+
+def _began_from(folder: str, checkpoint: Path) -> str:
+    """Return the fingerprint of the model that a training to be resumed began from.
+
+    Its network has done its part, so the folder may be gone. If it holds a model, that must be the same one: else a
+    run would go under the name of a network that it never saw.
+    """
+    try:
+        return str(read_json(Path(folder) / CONFIG_FILE)["fingerprint"])
+    except (CorruptFileError, KeyError):
+        return str(stored_settings(checkpoint).get("started_from", folder))
 
 
 def _build_loss(settings: TrainingSettings, model: OPQN, num_classes: int) -> nn.Module:
     if isinstance(model, BaselineModel):
         return model.method.build_loss(settings.model, num_classes)
     config, loss = settings.model, settings.loss
-    return OPQNLoss(num_classes, config.num_books, config.book_dim, loss.scale, loss.margin, loss.mu)
-
-
-def _refit(model: OPQN, head: RefittedQuantizer, dataset: FaceDataset, seed: int) -> None:
-    """Fit the head anew to the features of the training images."""
-    features, labels = dataset_features(model, dataset)
-    fitted = OPQNQuantizer(shape=(model.num_books, model.num_words), random_state=seed).fit(features.numpy(), labels)
-    head.take(*(torch.from_numpy(weights) for weights in (fitted.mean_, fitted.axes_, fitted.projection_)))
+    return OPQNLoss(
+        num_classes, config.num_books, config.book_dim, loss.scale, loss.margin, loss.mu, loss.original_share
+    )
 
 
 def _highest_sane_loss(loss: nn.Module) -> tuple[float, str]:

@@ -79,12 +79,15 @@ def validate(
     return maps[best], on_features.mean_average_precision
 
 
-def dataset_features(model: OPQN, dataset: FaceDataset) -> tuple[Tensor, NDArray[np.int64]]:
-    """Return (N, M*d) float32 features of a data set's centre crops, and (N,) labels."""
+def dataset_features(
+    model: OPQN, dataset: FaceDataset, chosen: Sequence[int] | None = None
+) -> tuple[Tensor, NDArray[np.int64]]:
+    """Return (N, M*d) float32 features of a data set's centre crops, and (N,) labels; ``chosen``: of these images."""
     size = model.config.image_size
+    wanted = range(len(dataset)) if chosen is None else chosen
     parts, labels = [], []
-    for start in range(0, len(dataset), EVALUATION_BATCH):
-        batch = dataset.__getitems__(range(start, min(start + EVALUATION_BATCH, len(dataset))))
+    for start in range(0, len(wanted), EVALUATION_BATCH):
+        batch = dataset.__getitems__(wanted[start : start + EVALUATION_BATCH])
         parts.append(model.features(model.normalise(center_crop(batch.images, size))))
         labels.append(batch.labels)  # of the images delivered: an unreadable one is replaced by another person's
     return torch.cat(parts), torch.cat(labels).numpy()

@@ -55,6 +55,20 @@ def test_fingerprint_tells_methods_settings_and_weights_apart():
     assert make_model().fingerprint == models[0].fingerprint
 
 
+def test_a_method_with_a_head_of_its_own_cannot_be_refitted(tmp_path):
+    config = ModelConfig(**CONFIG.model_dump(), refit=True)
+    with pytest.raises(
+        ConfigError, match=r"model\.refit finds OPQN's head anew, and csq has .* leave model\.refit out"
+    ):
+        BaselineModel(config, make_method("csq", {}))
+    make_model().save_pretrained(tmp_path / "model")
+    stored = json.loads((tmp_path / "model/config.json").read_text())
+    stored["model"]["refit"] = True
+    (tmp_path / "model/config.json").write_text(json.dumps(stored))
+    with pytest.raises(CorruptFileError, match=r"describes no model that can be built: model\.refit"):
+        load_model(tmp_path / "model")
+
+
 def test_neither_model_class_reads_the_others_folder(tmp_path):
     make_model().save_pretrained(tmp_path / "baseline")
     OPQN(CONFIG).save_pretrained(tmp_path / "opqn")

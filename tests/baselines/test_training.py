@@ -91,18 +91,19 @@ def test_validation_is_that_of_the_methods_own_codes(drawn_faces, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "settings", "complaint"),
+    ("method", "changes", "complaint"),
     [
         ("dcdx", {}, "unknown method 'dcdx'; did you mean 'dcdh'"),
-        ("csq", {"quantum": 1.0}, "unknown setting 'quantum'"),
-        ("opqn", {"scale": 1.0}, "method_settings has 'scale'.*table loss"),
+        ("csq", {"method_settings": {"quantum": 1.0}}, "unknown setting 'quantum'"),
+        ("opqn", {"method_settings": {"scale": 1.0}}, "method_settings has 'scale'.*table loss"),
+        ("csq", {"model": {"refit": True}}, r"model\.refit finds OPQN's head anew, and csq"),
     ],
 )
-def test_unknown_methods_and_settings_are_refused_before_any_image_is_read(method, settings, complaint, tmp_path):
+def test_what_does_not_go_together_is_refused_before_any_image_is_read(method, changes, complaint, tmp_path):
     paths = ("a/1.png", "a/2.png", "b/1.png")
     split = Split("none", "seen", 0, paths, paths, ("b/2.png",))
     with pytest.raises(ConfigError, match=complaint):
-        train(make_settings(method, method_settings=settings), tmp_path / "nowhere", split, tmp_path / "run")
+        train(make_settings(method, **changes), tmp_path / "nowhere", split, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

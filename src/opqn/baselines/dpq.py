@@ -52,14 +52,15 @@ class DPQHead(nn.Module):
         num_books: M.
         book_dim: d.
         num_words: K.
+        projection_gain: of the projection's Xavier-uniform start.
     """
 
-    def __init__(self, num_books: int, book_dim: int, num_words: int) -> None:
+    def __init__(self, num_books: int, book_dim: int, num_words: int, projection_gain: float = PROJECTION_GAIN) -> None:
         super().__init__()
         self.num_books = num_books
         self.num_words = num_words
         self.projection = nn.Parameter(torch.empty(num_books, book_dim, num_words))  # (M, d, K)
-        nn.init.xavier_uniform_(self.projection, gain=PROJECTION_GAIN)  # as OPQN's: it is the same layer
+        nn.init.xavier_uniform_(self.projection, gain=projection_gain)
         self.codebooks = nn.Parameter(torch.randn(num_books, book_dim, num_words) / book_dim**0.5)  # (M, d, K)
 
     def _probs(self, features: Tensor) -> Tensor:
@@ -124,10 +125,13 @@ class DPQ(Method):
     central: float = Field(default=0.25, ge=0, description="weight of the joint central loss")
     diversity: float = Field(default=1.0, ge=0, description="weight of the Gini diversity of a batch")
     sharpness: float = Field(default=0.01, ge=0, description="weight of the Gini sharpness of a sample")
+    projection_gain: float = Field(
+        default=PROJECTION_GAIN, gt=0, description="of the projection's start; a larger one assigns less evenly"
+    )
 
     def build_head(self, config: ModelConfig) -> DPQHead:
         """Make the quantizer."""
-        return DPQHead(config.num_books, config.book_dim, config.num_words)
+        return DPQHead(config.num_books, config.book_dim, config.num_words, self.projection_gain)
 
     def build_loss(self, config: ModelConfig, num_classes: int) -> DPQLoss:
         """Make the loss with its classifier and centres."""

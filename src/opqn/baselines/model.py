@@ -27,12 +27,19 @@ class BaselineModel(OPQN):
         config: the network, and the shape M x K that gives the code's length and a quantizer's books.
         method: what stands in the place of OPQN's head.
         training_facts: what is known of how the weights came about.
+
+    Raises:
+        ConfigError: ``config.refit``, which is for OPQN's head, or a shape that the method cannot have.
     """
 
     FORMAT: ClassVar[str] = "opqn-baseline"
     FIELDS: ClassVar[Mapping[str, type]] = {**OPQN.FIELDS, "method": dict}
 
     def __init__(self, config: ModelConfig, method: Method, training_facts: dict[str, Any] | None = None) -> None:
+        if config.refit:
+            raise ConfigError(
+                f"model.refit finds OPQN's head anew, and {method.name} has a head of its own; leave model.refit out"
+            )
         super().__init__(config, training_facts)
         self.method = method
         head = method.build_head(config)

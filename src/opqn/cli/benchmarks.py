@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -226,14 +227,11 @@ def bench_methods(
     stage = lambda text: errors.print(text, highlight=False, soft_wrap=True)  # noqa: E731
     bench.fetch(chosen, folder, [bench.parse_source(text) for text in source or ()], stage)
     records = bench.run_suite(chosen, folder, out, jobs=jobs, device=device, on_stage=stage)
-    arguments = " ".join(
-        [f"--suite {suite}"]
-        + [f"--only {name}" for name in only or ()]
-        + [f"--method {name}" for name in method or ()]
-        + [f"--bits {length}" for length in bits or ()]
-        + [f"--seed {seed}" for seed in seeds or ()]
-    )
-    command = f"opqn bench methods {arguments}"
+    arguments = ["--suite", suite]
+    for option, values in (("--only", only), ("--method", method), ("--bits", bits), ("--seed", seeds)):
+        for value in values or ():
+            arguments += [option, str(value)]
+    command = f"opqn bench methods {shlex.join(arguments)}"
     page = bench.write_page(records, chosen, command, out)
     if as_json:
         print_json(bench.summary(records, chosen) | {"report": str(page)})

@@ -351,7 +351,7 @@ def test_variants_are_no_rivals_and_opqn_l2q_is_one():
     assert found["cells"][0]["winner"] == "opqn-plus"
     text = tables(made, suite, COMMAND)
     assert "is first in" not in text
-    assert "of 2 complete cells: opqn-plus in 1, opqn in 1." in text
+    assert "own included: opqn-plus in 1, opqn in 1, of 2 complete cells." in text
     beaten = summary([record(unseen=0.3), record("opqn-l2q", unseen=0.4)], suite_of("opqn", "opqn-l2q", bits=(24,)))
     assert beaten["own"]["opqn"]["first"] == 1
     assert beaten["own"]["opqn"]["not_first"][0]["best_other"] == "opqn-l2q"

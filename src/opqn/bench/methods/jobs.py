@@ -1,4 +1,4 @@
-"""One training of a comparison and what is tested of it: a job in, a record out."""
+"""One training of a comparison and what is tested of it: a job in, records out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,16 +18,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from opqn._files import atomic_write_bytes
 from opqn._version import __version__
 from opqn.baselines.binary import BinaryQuantizer
+from opqn.baselines.cosface import CosFaceHead
+from opqn.baselines.hamming import HashHead
 from opqn.baselines.product_quantization import ProductQuantizer
+from opqn.checkpoints import STATE_FILE, has_checkpoint
 from opqn.config import TrainingSettings
 from opqn.data.dataset import FaceDataset
+from opqn.data.images import SkippedImage
 from opqn.data.splits import Protocol, Split, person_of
 from opqn.evaluation import EvaluationReport, evaluate, evaluate_features
 from opqn.index import CodeIndex
 from opqn.model import OPQN, find_device
-from opqn.training import FREE_SETTINGS, train
+from opqn.training import FREE_SETTINGS, Progress, train
 from opqn.validation import dataset_features
 
 RECORD_VERSION: Final = 1
@@ -36,6 +41,7 @@ TIMED_IMAGES: Final = 128
 TIMED_QUERIES: Final = 256
 REPEATS: Final = 3
 COSFACE: Final = "cosface"
+KEY_FILE: Final = "job"  # in a training's folder: the key of the job that it is of
 PACKED: Final = 8  # bits of a byte
 
 
@@ -114,6 +120,15 @@ class Codes(NamedTuple):
     tables: Any
 
 
+class Trained(NamedTuple):
+    """What a training left."""
+
+    model: OPQN
+    seconds: float
+    """CPU seconds of all threads on a CPU, where other work on the machine does not count; else by the clock."""
+    skipped: tuple[SkippedImage, ...]
+
+
 def run_job(job: Job) -> list[dict[str, Any]]:
     """Train, measure, and return a record for each data set tested on; a training that was interrupted goes on.
 
@@ -121,16 +136,67 @@ def run_job(job: Job) -> list[dict[str, Any]]:
         TrainingInterruptedError: asked to stop; the same call goes on.
         OpqnError: the training went astray, images cannot be read, the disk is full.
     """
+    return measure(job, train_job(job))
+
+
+def train_job(job: Job, on_progress: Callable[[Progress], None] | None = None) -> Trained:
+    """Train, or go on with a training of the same job; what another one left in the folder is deleted.
+
+    Raises:
+        TrainingInterruptedError: asked to stop; the same call goes on.
+        OpqnError: the training went astray, images cannot be read, the disk is full.
+    """
+    if not is_of(job):
+        shutil.rmtree(job.folder, ignore_errors=True)
+        atomic_write_bytes(job.folder / KEY_FILE, job.key.encode())
+    before = _steps_before(job.folder)
     begin = time.process_time(), time.monotonic()
-    result = train(job.settings, job.root, job.train, job.folder, resume=True)
+    result = train(job.settings, job.root, job.train, job.folder, resume=True, on_progress=on_progress)
     clocks = time.process_time() - begin[0], time.monotonic() - begin[1]
-    model = result.model
-    on_cpu = job.settings.train.device == "cpu"
+    seconds = clocks[0] if job.settings.train.device == "cpu" else clocks[1]
+    last = result.history[-1]
+    if before == last["step"]:
+        seconds = last["seconds"]  # by the clock; nothing else is known of a training that was over before
+    elif before:
+        seconds *= last["step"] / (last["step"] - before)  # as if the steps before had been as fast
+    return Trained(result.model, seconds, result.skipped)
+
+
+def is_of(job: Job) -> bool:
+    """Say whether the job's folder holds what this job left, not one of the same name with other settings."""
+    try:
+        return (job.folder / KEY_FILE).read_bytes() == job.key.encode()
+    except OSError:
+        return False
+
+
+def clean(job: Job) -> None:
+    """Delete all that only a training which is not over needs."""
+    for part in ("checkpoint", "best"):
+        shutil.rmtree(job.folder / part, ignore_errors=True)
+
+
+def _steps_before(folder: Path) -> int:
+    """Return how many steps the checkpoint of a training has behind it; 0 without one, or where it cannot be read."""
+    if not has_checkpoint(folder / "checkpoint"):
+        return 0
+    try:
+        return int(json.loads((folder / "checkpoint" / STATE_FILE).read_bytes())["progress"]["step"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return 0  # the training itself says what is wrong with it
+
+
+def measure(job: Job, trained: Trained) -> list[dict[str, Any]]:
+    """Test a trained model, and return a record for each data set tested on."""
+    model, device = trained.model, find_device(job.settings.train.device)
+    model.to(device)
     tested = [_Tested(model, test) for test in job.tests]
     ways = _ways(model, job)
+    model.to("cpu")  # where encoding is timed
     records = []
     for data in dict.fromkeys(test.data for test in job.tests):
         here = [part for part in tested if part.test.data == data]
+        skipped = {(job.root, image.path) for image in trained.skipped}.union(*(part.skipped for part in here))
         records.append(
             {
                 "key": job.key,
@@ -142,17 +208,14 @@ def run_job(job: Job) -> list[dict[str, Any]]:
                 "started_from": job.started_from,
                 "versions": {"opqn": __version__, "torch": torch.__version__, "numpy": np.__version__},
                 "cpu": f"{platform.machine()}, {torch.get_num_threads()} thread a training",
-                "device": "cpu" if on_cpu else str(find_device(job.settings.train.device)),
+                "device": str(device),
                 "splits": {part.test.protocol: describe(job.train, part.test.split) for part in here},
-                # Other work on the machine does not count in CPU time; with a GPU only the clock on the wall tells.
-                "train_seconds": round(clocks[0] if on_cpu else clocks[1], 2),
-                "skipped": len(result.skipped) + sum(part.skipped for part in here),
+                "train_seconds": round(trained.seconds, 2),
+                "skipped": len(skipped),
                 "features": {part.test.protocol: part.features() for part in here},
                 "rows": [_row(codes, model, here) for codes in ways],
             }
         )
-    for part in ("checkpoint", "best"):
-        shutil.rmtree(job.folder / part, ignore_errors=True)
     return records
 
 
@@ -176,7 +239,7 @@ class _Tested:
         queries = _load(test.root, test.split.query, model.config.resize)
         self.gallery, self.labels = dataset_features(model, self.images)
         self.query, self.query_labels = dataset_features(model, queries)
-        self.skipped = len(self.images.skipped) + len(queries.skipped)
+        self.skipped = {(test.root, image.path) for image in (*self.images.skipped, *queries.skipped)}
 
     def features(self) -> float:
         """Return the mAP of uncompressed features."""
@@ -200,14 +263,13 @@ def _ways(model: OPQN, job: Job) -> list[Codes]:
     """Return every way to codes that comes of a training: the model's own, or PQ, OPQ, ITQ and LSH of its features."""
     if job.entry != COSFACE:
         num_bits = model.config.num_bits
-        is_binary = (model.num_books, model.num_words) != (model.config.num_books, model.config.num_words)
         return [
             Codes(
                 job.entry,
                 num_bits,
                 model.num_books,
                 model.num_words,
-                is_binary,
+                isinstance(model.quantizer, HashHead | CosFaceHead),
                 model.encode_features,
                 model.tables_of_features,
             )
@@ -261,9 +323,14 @@ def _row(codes: Codes, model: OPQN, tested: list[_Tested]) -> dict[str, Any]:
 
 
 def _encode_ms(codes: Codes, model: OPQN, dataset: FaceDataset) -> float:
-    """Time from decoded image to code, in ms an image; the median of a few repeats."""
+    """Time from decoded image to code by one thread, in ms an image; the median of a few repeats."""
     images = dataset.__getitems__(range(min(TIMED_IMAGES, len(dataset)))).images.numpy()
-    return 1e3 * _median_seconds(lambda: codes.encode(model.features(images))) / len(images)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return 1e3 * _median_seconds(lambda: codes.encode(model.features(images))) / len(images)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _search_us(codes: Codes, stored: NDArray[np.uint8], queries: Tensor) -> float:

@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from multiprocessing.connection import wait
-from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple
 
-import torch
+from filelock import FileLock, Timeout
 
-from opqn._files import atomic_write_bytes
-from opqn.bench.methods.jobs import COSFACE, RECORD_VERSION, Job, Shape, Test, run_job
-from opqn.bench.methods.splits import check_split, content_hashes, draw_splits
-from opqn.bench.methods.suites import Suite, SuiteData
+from opqn._files import check_writable
+from opqn.baselines.product_quantization import import_faiss
+from opqn.bench.methods.jobs import COSFACE, RECORD_VERSION, Job, Shape, Test, is_of
+from opqn.bench.methods.splits import check_split, check_strangers, content_hashes, draw_splits
+from opqn.bench.methods.suites import Suite, SuiteData, Where
+from opqn.bench.methods.workers import Workers
 from opqn.config import TrainingSettings, load_settings
 from opqn.data.folders import scan_folder
+from opqn.data.recipes import cross_set_split, read_names
 from opqn.data.splits import Split
 from opqn.errors import DataError, OpqnError
-from opqn.model import CONFIG_FILE
-from opqn.training import TrainingInterruptedError
+from opqn.model import CONFIG_FILE, find_device
 
 RECORDS: Final = "records"
-WATCH_SECONDS: Final = 1.0
 START: Final = "start"  # the entry of the network that all methods start from
+PEOPLE_FILE: Final = "people.csv"  # of a prepared set: names of its people, for sets that have them too
+_LOCK: Final = ".opqn-bench-methods.lock"
 
 OnStage = Callable[[str], None]
 
@@ -60,33 +55,59 @@ def run_suite(
         on_stage: told what begins, and how each training ended.
 
     Raises:
-        DataError: none of the suite's data sets is below ``data``, or a query is in a gallery or trained on.
+        ConfigError: a device that is not there.
+        DataError: none of the suite's data sets is below ``data``, a query is in a gallery or trained on, a record is
+            damaged, or another process is filling ``out``.
         TrainingInterruptedError: Ctrl-C or SIGTERM; the same call goes on.
-        OpqnError: a training failed; the others are done first, and have their records.
+        OpqnError: a training failed; the others are done first, and have their records. Or a package is missing, the
+            disk is full, ``out`` cannot be written.
     """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    on_cpu = device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    on_cpu = find_device(device).type == "cpu"
     jobs = jobs or (cpus if on_cpu else 1)
     present = [part for part in suite.data if (data / part.name / "images").is_dir()]
     for part in suite.data:
         if part not in present:
-            on_stage(f"no {part.name} in {data}, left out. {part.about}")
+            on_stage(f"no {part.name} in {data}, left out. {part.about}".rstrip())
     if not present:
         names = ", ".join(part.name for part in suite.data)
         raise DataError(
             f"{data} has none of {names}; fill it with `opqn data prepare NAME --source DOWNLOAD --out {data}/NAME`, "
             f"or `opqn data synthesize --out {data}/synthetic`"
         )
-    plan = _Plan(suite, data, out, "cpu" if on_cpu else device)
-    with _Workers(jobs, max(1, cpus // jobs)) as workers:
+    if any(entry.label == COSFACE for entry in suite.entries):
+        import_faiss()  # what is missing is said now, not after the training
+    check_writable(out / RECORDS / "a record")
+    try:
+        with FileLock(out / _LOCK, timeout=0):
+            return _run(_Plan(suite, data, out, "cpu" if on_cpu else device), present, jobs, cpus, on_stage)
+    except Timeout:
+        raise DataError(f"another process is filling {out}; wait for it, or choose another folder") from None
+
+
+def _run(plan: _Plan, present: Sequence[SuiteData], jobs: int, cpus: int, on_stage: OnStage) -> list[dict[str, Any]]:
+    with Workers(jobs, max(1, cpus // jobs)) as workers:
         on_stage("checking by content that no query is in a gallery or trained on")
-        parts = [(part, seed) for seed in suite.seeds for part in present]
+        parts = [(part, seed) for seed in plan.suite.seeds for part in present]
         for part, seed in parts:
-            plan.prepare(part, seed)
-        starts = [plan.start(part, seed) for part, seed in parts if part.start is not None]
-        _carry_out(workers, starts, out, "networks to start from", on_stage)
-        trainings = [job for part, seed in parts for job in plan.jobs(part, seed)]
-        return _carry_out(workers, trainings, out, "trainings", on_stage)
+            plan.prepare(part, seed, on_stage)
+        begun = {(part.name, seed): plan.start(part, seed) for part, seed in parts if part.start is not None}
+        starts = _carry_out(workers, list(begun.values()), plan.out, "networks to start from", on_stage)
+        trainings = [
+            job
+            for part, seed in parts
+            if part.start is None or begun[part.name, seed].name not in starts.failures
+            for job in plan.jobs(part, seed)
+        ]
+        done = _carry_out(workers, trainings, plan.out, "trainings", on_stage)
+    failures = starts.failures | done.failures
+    if failures:
+        name, problem = next(iter(failures.items()))
+        raise OpqnError(
+            f"{len(failures)} of {len(begun) + len(trainings)} trainings failed, the first is {name}: {problem}. The "
+            f"others are in {plan.out / RECORDS}; the same command tries again what failed"
+        )
+    return done.records
 
 
 class _Plan:
@@ -98,7 +119,7 @@ class _Plan:
         self.hashes: dict[Path, dict[str, str]] = {}
         self.splits: dict[tuple[str, int], tuple[Split, tuple[Test, ...]]] = {}
 
-    def prepare(self, part: SuiteData, seed: int) -> None:
+    def prepare(self, part: SuiteData, seed: int, on_stage: OnStage) -> None:
         """Draw or load the splits of a data set, and check them."""
         root = self.data / part.name / "images"
         if part.draw is not None:
@@ -114,18 +135,30 @@ class _Plan:
             if found_train is None:
                 raise DataError(f"{self.data / part.name / 'splits'} has no {part.train}.json; use `opqn data prepare`")
             train = found_train
-            tests = tuple(
-                Test(data_label(part.name, where.data), where.protocol, self.data / where.data / "images", split)
-                for where in part.tests
-                if (split := self._load_split(where.data, where.file)) is not None
-            )
+            tests = tuple(test for where in part.tests if (test := self._load_test(part, where, on_stage)) is not None)
         if not tests:
             raise DataError(f"{self.data / part.name} has no split to test with; prepare it with `opqn data prepare`")
         trained = self._hashes(root, train.train)
         for test in tests:
             tested = self._hashes(test.root, (*test.split.gallery, *test.split.query))
             check_split(test.split, tested, trained.values())
+            if test.protocol == "unseen" and test.root == root:
+                check_strangers(test.split, train)
         self.splits[part.name, seed] = train, tests
+
+    def _load_test(self, part: SuiteData, where: Where, on_stage: OnStage) -> Test | None:
+        """Load a split to test with; of another data set, without the people that are trained on by name."""
+        split = self._load_split(where.data, where.file)
+        if split is None:
+            on_stage(f"no {where.data}/splits/{where.file}.json in {self.data}; {part.name} is not tested with it")
+            return None
+        if where.data != part.name:
+            people = self.data / part.name / PEOPLE_FILE
+            if people.is_file():
+                split = cross_set_split(split, read_names(people), name=split.name)
+            else:
+                on_stage(f"no {people}; people of {where.data} whom {part.name} knows cannot be left out")
+        return Test(data_label(part.name, where.data), where.protocol, self.data / where.data / "images", split)
 
     def _load_split(self, name: str, file: str) -> Split | None:
         folder = self.data / name
@@ -147,7 +180,7 @@ class _Plan:
     def start(self, part: SuiteData, seed: int) -> Job:
         """Return the training of the network that all methods start from."""
         train, tests = self.splits[part.name, seed]
-        settings = self.settings(part, seed, self.suite.bits[-1], f"method={COSFACE}", *(part.start or ()))
+        settings = self.settings(part, seed, self.suite.lengths[-1], f"method={COSFACE}", *(part.start or ()))
         return Job(
             part.name,
             START,
@@ -164,29 +197,27 @@ class _Plan:
     def jobs(self, part: SuiteData, seed: int) -> Iterator[Job]:
         """Yield the trainings of a data set and a seed."""
         train, tests = self.splits[part.name, seed]
-        start: tuple[str, ...] = ()
-        fingerprint = None
+        folder, fingerprint = "", None
         if part.start is not None:
-            folder = self._folder(START, part, seed) / "model"
-            fingerprint = json.loads((folder / CONFIG_FILE).read_bytes())["fingerprint"]
-            start = (f"train.start={json.dumps(str(folder))}",)
+            start = self._folder(START, part, seed) / "model"
+            folder, fingerprint = str(start), json.loads((start / CONFIG_FILE).read_bytes())["fingerprint"]
+        shapes = [self.settings(part, seed, length).model for length in self.suite.lengths]
         for entry in self.suite.entries:
-            lengths = self.suite.bits[-1:] if entry.label == COSFACE else self.suite.bits
-            for bits in lengths:
-                settings = self.settings(part, seed, bits, *entry.overrides, *start)
-                shapes = [self.settings(part, seed, length).model for length in self.suite.bits]
+            is_cosface = entry.label == COSFACE
+            for bits in self.suite.lengths[-1:] if is_cosface else self.suite.bits:
+                settings = self.settings(part, seed, bits, *entry.overrides)
+                # A path is no TOML, whatever its characters.
+                settings = settings.model_copy(update={"train": settings.train.model_copy(update={"start": folder})})
                 yield Job(
                     part.name,
                     entry.label,
-                    None if entry.label == COSFACE else bits,
+                    None if is_cosface else bits,
                     seed,
                     settings,
                     train_root(self.data, part),
                     train,
                     tests,
-                    tuple(Shape(shape.num_books, shape.num_words) for shape in shapes)
-                    if entry.label == COSFACE
-                    else (),
+                    tuple(Shape(shape.num_books, shape.num_words) for shape in shapes) if is_cosface else (),
                     self._folder(entry.label, part, seed, bits),
                     fingerprint,
                 )
@@ -223,126 +254,53 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
         return []
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is no record of a comparison: {error}; delete it, and it is measured anew") from error
-    if not isinstance(document, dict) or document.get("version") != RECORD_VERSION:
+    version, records = (document.get(key) if isinstance(document, dict) else None for key in ("version", "records"))
+    if isinstance(version, int) and version != RECORD_VERSION:
         return []
-    records = document.get("records")
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+    if version is None or not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise DataError(f"{path} is no record of a comparison; delete it, and it is measured anew")
     return records
 
 
-def _carry_out(workers: _Workers, jobs: Sequence[Job], out: Path, what: str, on_stage: OnStage) -> list[dict[str, Any]]:
-    """Run the jobs that have no record yet; return the records of all, in their order."""
+class _Done(NamedTuple):
+    """What came of some jobs."""
+
+    records: list[dict[str, Any]]
+    failures: dict[str, str]
+    """Name of a job -> what went wrong."""
+
+
+def _carry_out(workers: Workers, jobs: Sequence[Job], out: Path, what: str, on_stage: OnStage) -> _Done:
+    """Run the jobs that have no record yet; return the records of all, in their order, and what failed."""
     paths = [out / RECORDS / f"{job.name}.json" for job in jobs]
-    records = [
-        [record for record in _read_records(path) if record.get("key") == job.key]
-        for path, job in zip(paths, jobs, strict=True)
-    ]
+
+    def records_of(number: int) -> list[dict[str, Any]]:
+        return [record for record in _read_records(paths[number]) if record.get("key") == jobs[number].key]
+
+    records = [records_of(number) for number in range(len(jobs))]
     todo = [i for i, job in enumerate(jobs) if not records[i] or (job.entry == START and not _has_model(job))]
     if jobs:
         on_stage(f"{what}: {len(jobs)}, {len(jobs) - len(todo)} of them done before")
-    failures: list[str] = []
-    began, done = time.monotonic(), 0
-    for i, found, problem in workers.run(todo, [jobs[i] for i in todo]):
-        done += 1
-        if not found:
-            failures.append(f"{jobs[i].name}: {problem}")
-            on_stage(f"{done}/{len(todo)} {failures[-1]}")
+    failures: dict[str, str] = {}
+    began = time.monotonic()
+    for done, (number, problem) in enumerate(workers.run([(jobs[i], paths[i]) for i in todo]), start=1):
+        job = jobs[todo[number]]
+        if problem:
+            failures[job.name] = problem
+            on_stage(f"{done}/{len(todo)} {job.name}: {problem}")
             continue
-        document = {"version": RECORD_VERSION, "records": found}
-        atomic_write_bytes(paths[i], (json.dumps(document, separators=(",", ":")) + "\n").encode())
-        records[i] = found
+        found = records_of(todo[number])
+        records[todo[number]] = found
         left = (time.monotonic() - began) / done * (len(todo) - done)
-        on_stage(f"{done}/{len(todo)} {jobs[i].name}: {_figures(found[0])}; about {left / 60:.0f} min left")
-    if failures:
-        raise OpqnError(
-            f"{len(failures)} of {len(todo)} {what} failed, the first is {failures[0]}. The others are in "
-            f"{out / RECORDS}; the same command tries those that failed again"
-        )
-    return [record for found in records for record in found]
+        on_stage(f"{done}/{len(todo)} {job.name}: {_figures(found[0])}; about {left / 60:.0f} min left")
+    return _Done([record for found in records for record in found], failures)
 
 
 def _has_model(job: Job) -> bool:
-    return (job.folder / "model" / CONFIG_FILE).is_file()
+    return is_of(job) and (job.folder / "model" / CONFIG_FILE).is_file()
 
 
 def _figures(record: dict[str, Any]) -> str:
     maps = record["rows"][-1]["protocols"]
     found = ", ".join(f"{protocol} mAP {report['mean_average_precision']:.3f}" for protocol, report in maps.items())
     return f"{found} in {record['train_seconds']:.0f} s"
-
-
-class _Workers:
-    """Processes that each run one job at a time, and stop in good order."""
-
-    def __init__(self, count: int, threads: int) -> None:
-        # A forked child would inherit the locks of torch's threads.
-        context = multiprocessing.get_context("spawn")
-        self.stop = context.Event()
-        self.pool = ProcessPoolExecutor(count, context, _begin_worker, (self.stop, threads))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.pool.shutdown(wait=True, cancel_futures=True)
-
-    def run(self, numbers: Sequence[int], jobs: Sequence[Job]) -> Iterator[tuple[int, list[dict[str, Any]], str]]:
-        """Yield number, records and, where there are none, what went wrong, as jobs end.
-
-        Raises:
-            TrainingInterruptedError: Ctrl-C or SIGTERM came; trainings have saved where they were.
-            OpqnError: a worker was killed, mostly for want of memory.
-        """
-        with _interrupt_on_sigterm():
-            try:
-                futures: dict[Future[list[dict[str, Any]]], int] = {
-                    self.pool.submit(run_job, job): number for number, job in zip(numbers, jobs, strict=True)
-                }
-                for future in as_completed(futures):
-                    try:
-                        yield futures[future], future.result(), ""
-                    except BrokenProcessPool as error:
-                        raise OpqnError(
-                            "a training's process was killed, perhaps for want of memory; try --jobs 1. The same "
-                            "command goes on"
-                        ) from error
-                    except TrainingInterruptedError as error:
-                        raise KeyboardInterrupt from error
-                    except OpqnError as error:
-                        yield futures[future], [], str(error)
-            except KeyboardInterrupt:
-                self.stop.set()
-                self.pool.shutdown(wait=True, cancel_futures=True)
-                raise TrainingInterruptedError(
-                    "stopped; what was measured and where trainings were is kept, the same command goes on"
-                ) from None
-
-
-def _begin_worker(stop: Event, threads: int) -> None:
-    # Ctrl-C reaches every process of a terminal; only a training has something to save, and sets a handler of its own.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(threads)
-    threading.Thread(target=_watch, args=(stop,), daemon=True).start()
-
-
-def _watch(stop: Event) -> None:
-    """End this process when the parent says so or is gone; a training saves a checkpoint first."""
-    parent = multiprocessing.parent_process()
-    while not stop.wait(WATCH_SECONDS):
-        if parent is not None and wait([parent.sentinel], 0):
-            break
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-@contextmanager
-def _interrupt_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -15,7 +15,7 @@ from opqn.data.folders import ImageFolder, scan_folder
 from opqn.data.splits import Split, Splits, make_splits, person_of
 from opqn.errors import DataError
 
-SHOWN: Final = 3  # of offending images, in a message
+SHOWN: Final = 3  # of offending images or people, in a message
 
 
 def content_hashes(root: Path, paths: Sequence[str]) -> dict[str, str]:
@@ -65,17 +65,17 @@ def draw_splits(root: Path, name: str, draw: Draw, seed: int, hashes: dict[str, 
     return make_splits(
         ImageFolder(folder.root, tuple(kept), tuple(map(person_of, kept))),
         name=name,
-        seed=seed,
+        seed=seed if draw.people_seed is None else draw.people_seed,
         unseen_people=draw.unseen_people,
         queries_per_person=draw.queries_per_person,
-        min_images=draw.min_images,
+        min_images=min(draw.min_images, draw.images_per_person),
     )
 
 
 def check_split(split: Split, hashes: Mapping[str, str], trained: Collection[str]) -> None:
     """Check by content that no query of a split is in its gallery or among the images trained on.
 
-    That none is by path, and of unseen people no image at all, :class:`opqn.data.splits.Split` has checked itself.
+    That none is by path, :class:`opqn.data.splits.Split` has checked itself.
 
     Args:
         split: to test with.
@@ -85,12 +85,29 @@ def check_split(split: Split, hashes: Mapping[str, str], trained: Collection[str
     Raises:
         DataError: one is.
     """
-    query = {hashes[path] for path in split.query}
     for others, where in (({hashes[path] for path in split.gallery}, "in the gallery"), (set(trained), "trained on")):
-        shared = sorted(query & others)
+        shared = [path for path in split.query if hashes[path] in others]
         if shared:
-            some = ", ".join(value[:12] for value in shared[:SHOWN])
             raise DataError(
-                f"split {split.name!r}: {len(shared)} queries have the same bytes as images {where} (SHA-256 {some}); "
+                f"split {split.name!r}: {len(shared)} queries have the same bytes as images {where}: {_some(shared)}; "
                 "prepare the data set anew with `opqn data prepare`, which leaves copies out"
             )
+
+
+def check_strangers(split: Split, train: Split) -> None:
+    """Check that nobody in an ``unseen`` split of a folder is trained on by another split of the same folder.
+
+    Raises:
+        DataError: somebody is.
+    """
+    known = set(map(person_of, train.train))
+    shared = sorted(known.intersection(map(person_of, (*split.gallery, *split.query))))
+    if shared:
+        raise DataError(
+            f"split {split.name!r} is to test with people never trained on, and split {train.name!r} trains on "
+            f"{len(shared)} of them: {_some(shared)}; prepare the data set anew with `opqn data prepare`"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

@@ -36,6 +36,8 @@ class Draw(NamedTuple):
     """Share of the people that nothing is trained on."""
     queries_per_person: float = 0.2
     """Share of each person's images that ask."""
+    people_seed: int | None = None
+    """Of who is unseen, and of queries; None: the seed of the training. The images taken are always drawn by that."""
 
 
 class Where(NamedTuple):
@@ -77,32 +79,45 @@ class Suite:
     overrides: tuple[str, ...] = ()
     footnotes: Mapping[str, str] = field(default_factory=dict)
     """Name of a row -> what a reader has to know of it."""
+    whole_bits: tuple[int, ...] = ()
+    """Lengths of the comparison that this is a part of, empty where it is whole; see :attr:`lengths`."""
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Lengths of the whole comparison.
+
+        ``cosface`` and the network to start from serve them all, whichever are asked for: a part goes on from the
+        records of the whole, and the whole from those of its parts.
+        """
+        return self.whole_bits or self.bits
 
 
-_COSFACE: Final = Entry("cosface", ("method=cosface",))
+def _entries(**own: Sequence[str]) -> tuple[Entry, ...]:
+    """Return all methods, some with settings of their own."""
+    compared = ("opqn-l2q", "dpq", "gpq", "csq", "dcdh", "dcwh", "ddqh", "dpah", "cosface")
+    return (
+        Entry("opqn"),
+        Entry("opqn-plus", ("model.refit=true",)),
+        *(Entry(name, (f"method={name}", *own.get(name, ()))) for name in compared),
+    )
 
-# The learning rate of each method was chosen from 0.01, 0.03 and 0.1, by the mAP of people held back from those that
-# are trained on, at 48 bits.
-_METHODS: Final = (
-    Entry("opqn"),
-    Entry("opqn-plus", ()),
-    Entry("opqn-l2q", ("method=opqn-l2q",)),
-    Entry("dpq", ("method=dpq",)),
-    Entry("gpq", ("method=gpq",)),
-    Entry("csq", ("method=csq",)),
-    Entry("dcdh", ("method=dcdh",)),
-    Entry("dcwh", ("method=dcwh",)),
-    Entry("ddqh", ("method=ddqh",)),
-    Entry("dpah", ("method=dpah",)),
-    _COSFACE,
+
+# Chosen from rates of 0.01, 0.03 and 0.1 (of some 0.3 and more), for each method by its mAP at 48 bits of people held
+# back from the training people of another set of synthetic faces; the others' best was the preset's 0.03. DPQ stayed
+# at chance with any, until its assignments started less evenly.
+_TUNED: Final = _entries(
+    ddqh=("train.learning_rate=0.1",),
+    dcdh=("train.learning_rate=0.01",),
+    dpq=("train.learning_rate=0.3", "method_settings.projection_gain=15.0"),
 )
+
 
 _FOOTNOTES: Final = {
     "dcwh": "Centres are learned by gradient and the weights of its constraints are ours, see docs/baselines.md.",
     "ddqh": "Built after its abstract, the paper was not at hand: weaker than its paper, as far as one can tell.",
     "dpah": "Built after its ideas as known to us, the paper was not at hand.",
     "gpq": "The supervised part only; batches are not drawn for its N-pair loss, so most samples have few partners.",
-    "dpq": "Trained at length in its paper; its assignments start flat, as OPQN's do, and sharpen slowly.",
+    "dpq": "Trained at length in its paper; here its soft assignments start even and sharpen slowly.",
 }
 
 
@@ -132,7 +147,7 @@ SMOKE: Final = Suite(
             overrides=("model.backbone=resnet20-32-small", "model.flip_average=false", "train.epochs=12"),
         ),
     ),
-    entries=_METHODS,
+    entries=_entries(),
     bits=(24, 48),
     seeds=(0, 1, 2),
     footnotes=_FOOTNOTES,
@@ -150,7 +165,8 @@ FACES: Final = Suite(
         ),
         SuiteData(
             "imfdb",
-            Draw(images_per_person=100, min_images=2, unseen_people=0.2),
+            # Settings were chosen with others of its people, so that the unseen ones have to stay the same.
+            Draw(images_per_person=100, min_images=2, unseen_people=0.2, people_seed=0),
             overrides=("train.epochs=5",),
             start=(*_SMALL_START, "train.epochs=50"),
         ),
@@ -167,7 +183,7 @@ FACES: Final = Suite(
             start=(*_SMALL_START, "train.epochs=60"),
         ),
     ),
-    entries=_METHODS,
+    entries=_TUNED,
     bits=(24, 36, 48),
     seeds=(0, 1, 2),
     footnotes=_FOOTNOTES,
@@ -190,13 +206,64 @@ PAPER: Final = Suite(
         _published("cifar-10", "cifar-10", Where("cifar-10", "seen", "database")),
         _published("imagenet-100", "imagenet-100", Where("imagenet-100", "seen", "database")),
     ),
-    entries=_METHODS,
+    entries=_entries(),
     bits=(16, 24, 36, 48, 64),
     seeds=(0, 1, 2),
     footnotes=_FOOTNOTES,
 )
 
-SUITES: Final[Mapping[str, Suite]] = MappingProxyType({suite.name: suite for suite in (SMOKE, FACES, PAPER)})
+_CHANGES: Final = {
+    "hadamard": ("model.codebooks=hadamard",),
+    "random": ("model.codebooks=random",),
+    "learned": ("model.codebooks=learned",),
+    "no entropy": ("loss.mu=0",),
+    "entropy 0.3": ("loss.mu=0.3",),
+    "original only": ("loss.original_share=1",),
+    "quantized only": ("loss.original_share=0",),
+    "margin 0": ("loss.margin=0",),
+    "margin 0.5": ("loss.margin=0.5",),
+    "temperature 0.1": ("model.query_temperature=0.1",),
+    "temperature 10": ("model.query_temperature=10",),
+    "half as long": ("train.epochs=3",),
+    "twice as long": ("train.epochs=10",),
+}
+
+ABLATIONS: Final = Suite(
+    name="ablations",
+    about="What the parts of OPQN do, on synthetic faces.",
+    data=(
+        SuiteData(
+            "synthetic",
+            Draw(images_per_person=24, min_images=2, unseen_people=0.2),
+            # Hadamard codebooks need dimensions that are powers of two, as the paper's lengths 24 and 48 have.
+            preset="facescrub",
+            overrides=(
+                "model.backbone=resnet20-32-small",
+                "model.dropout=0.1",
+                "loss.margin=0.2",
+                "train.epochs=5",
+                "train.batch_size=64",
+                "train.learning_rate=0.03",
+                "train.schedule=cosine",
+                "train.warmup_epochs=0.5",
+                "augment.rotate_degrees=10.0",
+                "augment.scale=0.1",
+                "augment.brightness=0.2",
+                "augment.contrast=0.2",
+            ),
+            start=(*_SMALL_START, "train.epochs=60"),
+        ),
+    ),
+    entries=(
+        Entry("opqn"),
+        Entry("opqn-plus", ("model.refit=true",)),
+        *(Entry(f"opqn, {name}", settings) for name, settings in _CHANGES.items()),
+    ),
+    bits=(24, 48),
+    seeds=(0, 1),
+)
+
+SUITES: Final[Mapping[str, Suite]] = MappingProxyType({suite.name: suite for suite in (SMOKE, FACES, ABLATIONS, PAPER)})
 
 
 def get_suite(name: str) -> Suite:
@@ -232,11 +299,16 @@ def narrowed(
     ):
         for name in wanted:
             if name not in known:
-                raise ConfigError(f"suite {suite.name!r} has no {what} {name!r}; it has {', '.join(map(str, known))}")
+                near = difflib.get_close_matches(str(name), map(str, known), n=1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                raise ConfigError(
+                    f"suite {suite.name!r} has no {what} {name!r}; {hint}it has {', '.join(map(str, known))}"
+                )
     return replace(
         suite,
         data=tuple(part for part in suite.data if not data or part.name in data),
         entries=tuple(entry for entry in suite.entries if not methods or entry.label in methods),
         bits=tuple(length for length in suite.bits if not bits or length in bits),
-        seeds=tuple(seeds) or suite.seeds,
+        seeds=tuple(dict.fromkeys(seeds)) or suite.seeds,
+        whole_bits=suite.lengths,
     )

@@ -189,7 +189,7 @@ def headline(results: Results) -> list[str]:
                 said.append(f"{name} is beaten in: {places}.")
     if complete:
         wins = ", ".join(f"{name} in {count}" for name, count in found["wins"].items())
-        said.append(f"Best of all methods, OPQN's own among them, of {complete} complete cells: {wins}.")
+        said.append(f"Best of all methods, OPQN's own included: {wins}, of {complete} complete cells.")
     if incomplete:
         left = "1 cell is" if incomplete == 1 else f"{incomplete} cells are"
         absent = {label for cell in found["cells"] for label in cell["missing"]}
