@@ -44,7 +44,8 @@ def open_formula(loss, output, labels):
         for vectors, books in ((output.features, output.features.shape[1]), (output.soft, output.soft.shape[1]))
     ]
     entropy = -(output.probs * output.probs.log()).sum(dim=2).mean()
-    return 0.5 * sum(cross_entropies) + loss.mu * entropy
+    share = loss.original_share
+    return share * cross_entropies[0] + (1 - share) * cross_entropies[1] + loss.mu * entropy
 
 
 def loop_logits(loss, vectors, labels):
@@ -101,13 +102,33 @@ def test_every_part_equals_the_loop(rows, num_classes, num_books, book_dim, scal
         np.testing.assert_allclose(part.item(), expected, **tolerance)
 
 
-@pytest.mark.parametrize("settings", [{}, {"scale": 40.0, "margin": 0.4, "mu": 0.0}, {"scale": 1.0, "margin": 0.0}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"scale": 40.0, "margin": 0.4, "mu": 0.0},
+        {"scale": 1.0, "margin": 0.0},
+        {"original_share": 0.0},
+        {"original_share": 0.3},
+        {"original_share": 1.0},
+    ],
+)
 def test_gradients_equal_those_of_the_open_formula(settings):
     loss, output, labels = make(rows=9, **settings)
     ours = gradients(loss(output, labels).total, loss, output)
     expected = gradients(open_formula(loss, output, labels), loss, output)
     for mine, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("share", "part"), [(1.0, "original"), (0.0, "quantized")])
+def test_a_share_of_one_or_nothing_leaves_a_branch_out(share, part):
+    loss, output, labels = make(original_share=share, mu=0.0)
+    parts = loss(output, labels)
+    torch.testing.assert_close(parts.total, getattr(parts, part), rtol=1e-13, atol=0)
+    of_original, of_quantized = torch.autograd.grad(parts.total, [output.features, output.soft])
+    left_out = of_quantized if part == "original" else of_original
+    assert not left_out.any()
 
 
 def test_gradients_equal_finite_differences():
@@ -138,8 +159,9 @@ def test_float32_gradients_equal_those_of_the_open_formula_in_float64():
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 2, 5, 7, 13, 14, 100])
-def test_chunks_of_any_size_give_the_same_loss_and_gradients(rows_at_once, monkeypatch):
-    loss, output, labels = make(rows=7)  # two branches: 14 rows
+@pytest.mark.parametrize("original_share", [0.5, 0.2])
+def test_chunks_of_any_size_give_the_same_loss_and_gradients(rows_at_once, original_share, monkeypatch):
+    loss, output, labels = make(rows=7, original_share=original_share)  # two branches: 14 rows
     whole = loss(output, labels)
     expected = gradients(whole.total, loss, output)
     monkeypatch.setattr(opqn.losses, "LOGITS_AT_ONCE", rows_at_once * 5)
@@ -331,6 +353,8 @@ def test_an_empty_batch_is_refused():
         ({"scale": math.nan}, "must be positive"),
         ({"margin": -0.1}, r"margin \(-0.1\)"),
         ({"mu": -1.0}, r"mu \(-1.0\)"),
+        ({"original_share": 1.1}, "original_share is 1.1"),
+        ({"original_share": math.nan}, "original_share is nan"),
     ],
 )
 def test_settings_that_make_no_loss_are_refused(settings, complaint):

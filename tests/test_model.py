@@ -310,9 +310,19 @@ class TestFingerprint:
     def test_it_is_what_it_was_before_there_was_another_head(self):
         model = make_model()
         config = {
-            "backbone": "resnet20-32-narrow", "num_books": 2, "num_words": 4, "book_dim": 8, "codebooks": "dct",
-            "codebook_seed": 0, "query_temperature": 1.0, "dropout": 0.5, "flip_average": False,
-            "image_size": 32, "resize": 35, "mean": [0.639, 0.479, 0.404], "std": [0.216, 0.183, 0.171],
+            "backbone": "resnet20-32-narrow",
+            "num_books": 2,
+            "num_words": 4,
+            "book_dim": 8,
+            "codebooks": "dct",
+            "codebook_seed": 0,
+            "query_temperature": 1.0,
+            "dropout": 0.5,
+            "flip_average": False,
+            "image_size": 32,
+            "resize": 35,
+            "mean": [0.639, 0.479, 0.404],
+            "std": [0.216, 0.183, 0.171],
         }
         digest = hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode())
         for name, tensor in sorted(model.state_dict().items()):

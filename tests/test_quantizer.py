@@ -267,8 +267,12 @@ def refitted_heads(draw):
     book_dim = draw(st.integers(num_words, num_words + 3))
     torch.manual_seed(draw(st.integers(0, 2**31)))
     quantizer = RefittedQuantizer(
-        num_books, book_dim, num_words, draw(st.sampled_from(["dct", "random"])), draw(st.sampled_from([0.2, 1.0, 5.0]))
-    )
+        num_books,
+        book_dim,
+        num_words,
+        draw(st.sampled_from(["dct", "learned"])),
+        draw(st.sampled_from([0.2, 1.0, 5.0])),
+    ).requires_grad_(requires_grad=False)
     dim = num_books * book_dim
     quantizer.take(
         0.1 * torch.randn(dim), torch.randn(num_books, book_dim, dim), torch.randn(num_books, book_dim + 1, num_words)

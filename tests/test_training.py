@@ -596,7 +596,9 @@ class TestRefit:
         run = training._Run(settings, *faces, tmp_path, resume=False)
         model = run.run(threading.Event(), lambda _: None).model
         features, labels = dataset_features(model, run.data.dataset)
-        estimator = OPQNQuantizer(shape=(2, 8), query_temperature=1.0, random_state=3).fit(features.numpy(), labels)
+        estimator = OPQNQuantizer(
+            shape=(2, 8), query_temperature=1.0, shrinkage=training.REFIT_SHRINKAGE, random_state=3
+        ).fit(features.numpy(), labels)
         assert np.array_equal(model.encode_features(features), estimator.encode(features.numpy()))
         expected = estimator.lookup_tables(features.numpy())
         np.testing.assert_allclose(model.tables_of_features(features), expected, rtol=1e-3, atol=1e-2)
@@ -713,8 +715,8 @@ class TestStart:
     def test_another_network_or_length_is_refused(self, model, faces, tmp_path, other):
         with pytest.raises(
             ConfigError,
-            match=r"train\.start: the network of .*other is resnet20-32-narrow with 16 features, and this training's is "
-            r"resnet20-32-\w+ with \d+; set model\.backbone, and .*to the same",
+            match=r"train\.start: the network of .*other is resnet20-32-narrow with 16 features, and this training's "
+            r"is resnet20-32-\w+ with \d+; set model\.backbone, and .*to the same",
         ):
             train(self.settings(other, model=model), *faces, tmp_path / "run")
         assert not (tmp_path / "run").exists()

@@ -121,7 +121,7 @@ class OrthonormalQuantizer(nn.Module):
 
 
 class RefittedQuantizer(OrthonormalQuantizer):
-    """The head, its projection found anew in closed form once the network is trained; not of the paper.
+    """The head, its projection found anew without gradient descent once the network is trained; not of the paper.
 
     It trains as the paper's does. Then ``opqn.OPQNQuantizer`` is fitted to the features of the training images, which
     takes seconds, and :meth:`take` takes its weights. Codewords stay as they are: what changes is the way from features
@@ -129,8 +129,9 @@ class RefittedQuantizer(OrthonormalQuantizer):
 
         x_m = A_m (u - mean),    logits_m = x_m P_m + b_m,    p_m = softmax(T * logits_m)
 
-    where A_m whitens what tells images of one person apart and shares its axes among the books. A table is ``log p_m``:
-    it ranks as the logits do, whatever T. Until :meth:`take` is called, codes and tables are the paper's.
+    where the A_m are axes that whiten what tells images of one person apart, shared among the books and scaled by how
+    far people differ along each. A table is ``log p_m``: it ranks as the logits do, whatever T. Until :meth:`take` is
+    called, codes and tables are the paper's.
 
     Args: as :class:`OrthonormalQuantizer`.
     """

@@ -148,6 +148,24 @@ def test_curves_are_means_over_seeds_and_lines_have_deviations_as_bars(made, tmp
     assert deviations[0] == pytest.approx(np.std(values, ddof=1))
 
 
+@pytest.mark.parametrize(
+    ("labels", "thick"),
+    [(("csq", "opqn-plus", "opqn"), ("opqn",)), (("csq", "opqn-plus"), ("opqn-plus",)), (("csq",), ())],
+)
+def test_opqn_stands_out_in_every_chart_and_opqn_plus_where_it_is_alone(labels, thick, tmp_path, monkeypatch):
+    told = []
+
+    def draw(*_given, **named):
+        told.append(named["thick"])
+        return b"<svg/>"
+
+    monkeypatch.setattr(page_module, "precision_recall_svg", draw)
+    monkeypatch.setattr(page_module, "map_over_bits_svg", draw)
+    suite = suite_of(*labels, bits=(24,), seeds=(0,))
+    write_page([record(label, unseen=None) for label in labels], suite, COMMAND, tmp_path)
+    assert told == [thick] * 2
+
+
 def test_the_same_records_in_another_order_give_the_same_files(folder, made, tmp_path):
     write_page(made[::-1], SMALL, COMMAND, tmp_path)
     assert written(tmp_path) == written(folder)

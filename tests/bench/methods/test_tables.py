@@ -173,6 +173,13 @@ def test_costs_are_means_over_data_sets_of_means_over_seeds_at_the_middle_length
     assert "the time that passed on an accelerator" in on_gpu
 
 
+def test_a_training_that_was_tested_on_several_data_sets_is_one():
+    made = [record(key="one"), record(key="one", data="imfdb, trained on fashion", train_seconds=95.125), record("csq")]
+    text = tables(made, suite_of("opqn", "csq", bits=(24,), seeds=(0,)), COMMAND)
+    assert table_of(text, 4) == {"opqn": ["94.1", "3", "0.9", "310", "1"], "csq": ["93.1", "3", "0.9", "310", "1"]}
+    assert "- trainings: 2\n" in text
+
+
 def test_names_refer_to_footnotes_that_are_numbered_in_the_order_of_the_methods():
     notes = {"cosface + PQ": "b", "csq": "a", "opqn": "b", "unknown": "c", "cosface, uncompressed": "d"}
     suite = suite_of("csq", "opqn", "dpq", "cosface", bits=(24,), seeds=(0,), footnotes=notes)

@@ -114,7 +114,8 @@ def _add_protocol(page: Page, results: Results, data: str, protocol: Protocol, f
     page.table(f"{people}: precision at {K}", by_precision.columns, by_precision.rows, highlight=by_precision.best)
     cells = [Cell(data, protocol, bits) for bits in results.suite.bits]
     lines = {name: line for name in results.lines(cells) if (line := _line(results, cells, name)) is not None}
-    chart = map_over_bits_svg(lines, f"{people}: {data}", thick=OWN[:1], yardsticks=(UNCOMPRESSED,))
+    thick = tuple(name for name in OWN if name in lines)[:1]
+    chart = map_over_bits_svg(lines, f"{people}: {data}", thick=thick, yardsticks=(UNCOMPRESSED,))
     stem = f"{_file_name(data)}-{protocol}"
     atomic_write_bytes(folder / f"{stem}.svg", chart)
     spread = "bars are one standard deviation over seeds"
@@ -127,7 +128,7 @@ def _add_protocol(page: Page, results: Results, data: str, protocol: Protocol, f
         if not curves:
             continue
         title = f"{people}, {cell.bits} bits"
-        chart = precision_recall_svg(curves, f"{title}: {data}", thick=OWN[:1])
+        chart = precision_recall_svg(curves, f"{title}: {data}", thick=thick)
         atomic_write_bytes(folder / f"{stem}-{cell.bits}.svg", chart)
         page.figure(
             chart,

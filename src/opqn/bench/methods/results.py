@@ -109,9 +109,10 @@ class SplitFacts(_Part):
 
 
 class Record(_Part):
-    """One training and the codes that came of it."""
+    """One training and how the codes that came of it do on one data set."""
 
     key: str
+    """Of the training; records of one training that was tested on several data sets share it."""
     data: _Text
     entry: _Text
     seed: int
@@ -185,7 +186,7 @@ class Cost(NamedTuple):
     encode_ms: float
     search_us: float
     trainings: int
-    """How many were averaged."""
+    """How many were averaged; one that was tested on several data sets is one."""
 
 
 @dataclass(frozen=True)
@@ -337,15 +338,17 @@ class Results:
     def cost(self, name: str) -> Cost | None:
         """Return what a method costs at the middle length; None without a record."""
         by_data: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
+        keys = set()
         for record in self.records:
             for row in record.rows:
                 if row.name == name and row.bits == self.middle_bits:
                     figures = (record.train_seconds, row.bytes, row.encode_ms, row.search_us)
                     by_data[record.data].append(figures)
+                    keys.add(record.key)
         if not by_data:
             return None
         seconds, size, encode, search = np.mean([np.mean(rows, axis=0) for rows in by_data.values()], axis=0).tolist()
-        return Cost(seconds, size, encode, search, sum(map(len, by_data.values())))
+        return Cost(seconds, size, encode, search, len(keys))
 
 
 def is_own(name: str) -> bool:

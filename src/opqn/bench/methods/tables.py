@@ -316,7 +316,7 @@ def facts(results: Results, command: str) -> dict[str, str]:
         "data sets": ", ".join(results.data),
         "code lengths": ", ".join(f"{bits} bits" for bits in results.suite.bits),
         "seeds": _seeds(results),
-        "trainings": f"{len(records):,}",
+        "trainings": f"{len({record.key for record in records}):,}",
         "machine": "; ".join(sorted({record.cpu for record in records})),
         "trained on": ", ".join(sorted({record.device for record in records})),
         "versions": "; ".join(sorted(versions)),

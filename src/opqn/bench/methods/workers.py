@@ -147,6 +147,7 @@ def _begin(told: Connection, threads: int) -> None:
     signal.signal(signal.SIGTERM, _on_term)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # FAISS, which is loaded later; more threads than cores get in its way
     threading.Thread(target=_watch, args=(told,), daemon=True).start()
 
 
