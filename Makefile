@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --co
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # two pip runs in one environment break each other; the tests are parallel by themselves
-.PHONY: help demo test check lint docs dev clean
+.PHONY: help demo test smoke check lint docs dev clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -18,6 +18,9 @@ demo: $(VENV)/.demo ## train on the faces that ship with a package, search them,
 
 test: $(VENV)/.dev ## run every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+smoke: $(VENV)/.dev ## train and compare every method on two tiny data sets, in minutes
+	$(BIN)/opqn bench methods --suite smoke --out build/smoke
 
 check: lint docs ## lint, formatting, types, layers, documentation
 

@@ -23,6 +23,7 @@ from opqn._version import __version__
 from opqn.baselines import model as baseline_model
 from opqn.baselines.model import BaselineModel
 from opqn.bench import head, ranking
+from opqn.bench.methods import suites
 from opqn.cli import app, main
 from opqn.data import folders
 from opqn.data.codes import CodeSet
@@ -854,3 +855,76 @@ def test_a_device_that_is_not_there_exits_with_2(device, drawn_faces, trained, t
     line = fails(2, "encode", trained, drawn_faces[0], "--out", tmp_path / "codes", "--device", device)
     assert f"the device {device!r}" in line
     assert "auto, cpu, cuda" in line
+
+
+# Comparisons of methods
+
+
+@pytest.fixture
+def tiny_comparison(drawn_faces, tmp_path, monkeypatch):
+    """A suite of two trainings on the drawn faces, and arguments that run it."""
+    overrides = ("model.backbone=resnet20-32-small", "model.book_dim=8", "train.batch_size=12", "train.epochs=1")
+    part = suites.SuiteData("drawn", suites.Draw(8, 2, 0.25), preset="orl", overrides=overrides)
+    entries = (suites.Entry("opqn"), suites.Entry("csq", ("method=csq",)))
+    monkeypatch.setattr(suites, "SUITES", {"tiny": suites.Suite("tiny", "", (part,), entries, (24,), (0,))})
+    (tmp_path / "data/drawn").mkdir(parents=True)
+    (tmp_path / "data/drawn/images").symlink_to(drawn_faces[0])
+    options = ("--suite", "tiny", "--data", tmp_path / "data", "--out", tmp_path / "out", "--device", "cpu")
+    return ("bench", "methods", *options)
+
+
+@pytest.mark.slow
+def test_a_comparison_prints_its_tables_and_a_second_one_trains_nothing(tiny_comparison, tmp_path):
+    result = opqn(*tiny_comparison, "--method", "csq", "--jobs", "1")
+    assert result.status == 0, result.err
+    assert result.out.startswith("# Comparison of methods: tiny\n")
+    assert "opqn bench methods --suite tiny --method csq\n" in result.out
+    assert result.out.rstrip() == (tmp_path / "out/results.md").read_text().rstrip()
+    lines = result.err.splitlines()
+    assert lines[0] == "checking by content that no query is in a gallery or trained on"
+    assert lines[1] == "trainings: 1, 0 of them done before"
+    assert lines[2].startswith("1/1 drawn/csq-24-seed0: unseen mAP ")
+    assert lines[3:] == [f"the report is {tmp_path / 'out/report.html'}"]
+    again = opqn(*tiny_comparison, "--method", "csq", "--json")
+    assert again.err.splitlines()[1:] == ["trainings: 1, 1 of them done before"]
+    document = json.loads(again.out)
+    assert document["report"] == str(tmp_path / "out/report.html")
+    assert document["cells"][0]["winner"] == "csq"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--suite", "smok"), "no suite 'smok'; did you mean 'smoke'? there are smoke, faces"),
+        (("--only", "orll"), "suite 'smoke' has no data set 'orll'; did you mean orl? it has orl, "),
+        (("--method", "opqn+"), "suite 'smoke' has no method 'opqn+'; did you mean opqn? it has opqn, opqn-plus, "),
+        (("--bits", "11"), "suite 'smoke' has no length 11; it has 24"),
+        (("--source", "orl"), "--source 'orl' is not of the form NAME=PATH, such as "),
+        (("--source", "lfw=lfw.tgz"), "suite 'smoke' has no data set 'lfw'; it has orl, "),
+        (("--source", "orl=x"), "orl is drawn or comes with an installed package; leave its --source out"),
+    ],
+)
+def test_a_comparison_of_what_there_is_not_exits_with_2_and_names_what_there_is(options, said, tmp_path):
+    assert said in fails(2, "bench", "methods", "--out", tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_comparison_on_a_device_that_is_not_there_exits_with_2(tiny_comparison, tmp_path):
+    assert "the device 'cuda:99' is not to be had here" in fails(2, *tiny_comparison, "--device", "cuda:99")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_comparison_without_data_or_a_place_to_write_exits_with_1_and_says_what_to_do(tiny_comparison, tmp_path):
+    result = opqn(*tiny_comparison, "--data", tmp_path / "nowhere")
+    assert (result.status, result.out) == (1, "")
+    assert result.err.splitlines()[0] == f"no drawn in {tmp_path / 'nowhere'}, left out."
+    assert f"has none of drawn; fill it with `opqn data prepare NAME --source DOWNLOAD --out {tmp_path}" in result.err
+    (tmp_path / "file").touch()
+    assert f"cannot write {tmp_path}/file/out/" in fails(1, *tiny_comparison, "--out", tmp_path / "file/out")
+    damaged = tmp_path / "out/records/drawn/csq-24-seed0.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{")
+    result = opqn(*tiny_comparison)
+    assert (result.status, result.out) == (1, "")
+    assert result.err.splitlines()[-1].startswith(f"opqn: {damaged} is no record of a comparison: ")
+    assert result.err.splitlines()[-1].endswith("; delete it, and it is measured anew")

@@ -224,7 +224,10 @@ def bench_methods(
         bench.get_suite(suite), data=only or (), methods=method or (), bits=bits or (), seeds=seeds or ()
     )
     folder = data or out / "data"
-    stage = lambda text: errors.print(text, highlight=False, soft_wrap=True)  # noqa: E731
+
+    def stage(text: str) -> None:
+        errors.print(text, soft_wrap=True)
+
     bench.fetch(chosen, folder, [bench.parse_source(text) for text in source or ()], stage)
     records = bench.run_suite(chosen, folder, out, jobs=jobs, device=device, on_stage=stage)
     arguments = ["--suite", suite]
@@ -237,7 +240,7 @@ def bench_methods(
         print_json(bench.summary(records, chosen) | {"report": str(page)})
     else:
         output.print(bench.tables(records, chosen, command), soft_wrap=True, markup=False, highlight=False)
-        errors.print(f"the report is {page}")
+        stage(f"the report is {page}")
 
 
 def _print_benchmark(result: dict[str, Any], table: Callable[[dict[str, Any]], str], as_json: bool) -> None:

@@ -17,13 +17,13 @@ from opqn.baselines.methods import make_method
 from opqn.baselines.model import BaselineModel
 from opqn.bench.methods import jobs as module
 from opqn.bench.methods.jobs import Shape, clean, measure, run_job, train_job
-from opqn.bench.methods.workers import _HERE, _Phase, _work
+from opqn.bench.methods.workers import _HERE, _on_term, _Phase, _work
 from opqn.data.splits import Split
 from opqn.errors import OpqnError
 from opqn.model import OPQN, ModelConfig
 from opqn.training import TrainingInterruptedError
 
-STEPS = 6  # of a training: 36 images, in batches of 12, twice
+STEPS = 24  # of a training: 36 images, in batches of 6, four times
 
 
 @pytest.fixture
@@ -104,13 +104,13 @@ def test_where_and_on_what_it_runs_makes_no_other_key(job):
 
 def test_a_training_that_was_stopped_goes_on_to_the_very_same_result(job, finished, monkeypatch):
     with pytest.raises(TrainingInterruptedError):
-        train_job(job, stop_after(2))  # the stop is noticed a step later
+        train_job(job, stop_after(11))  # the stop is noticed a step later
     clock = iter((10.0, 16.0))
     monkeypatch.setattr(module.time, "process_time", lambda: next(clock))
     seen = []
     trained = train_job(job, lambda progress: seen.append(progress.step))
     monkeypatch.undo()
-    assert seen == list(range(4, STEPS + 1))
+    assert seen == list(range(13, STEPS + 1))
     assert trained.seconds == 12.0  # half of the steps took 6
     assert figures(measure(job, trained)) == figures(finished[1])
 
@@ -124,7 +124,7 @@ def test_a_training_that_was_over_before_tells_how_long_it_took(job, monkeypatch
 
 
 def test_what_a_training_with_other_settings_left_is_not_gone_on_from(job, finished):
-    other = changed_settings(job, "train", epochs=4)
+    other = changed_settings(job, "train", epochs=5)
     with pytest.raises(TrainingInterruptedError):
         train_job(other, stop_after(2))
     assert training.has_checkpoint(job.folder / "checkpoint")
@@ -197,6 +197,46 @@ def test_a_worker_that_is_told_while_it_loads_images_stops_at_the_first_step(job
     progress = json.loads((job.folder / "checkpoint/state.json").read_text())["progress"]
     assert 1 <= progress["step"] <= 2
     assert not (tmp_path / "r.json").exists()
+
+
+def test_a_second_signal_does_not_keep_a_training_from_saving(job, tmp_path, quiet_worker, monkeypatch):
+    add_up = training._Run._add_up
+
+    def signalled(run, pending):
+        if run.state.step == 11:
+            quiet_worker.is_told.set()  # by the parent, after somebody signalled to all
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return add_up(run, pending)
+
+    signal.signal(signal.SIGTERM, _on_term)
+    monkeypatch.setattr(training._Run, "_add_up", signalled)
+    with pytest.raises(TrainingInterruptedError):
+        _work(job, tmp_path / "r.json")
+    assert json.loads((job.folder / "checkpoint/state.json").read_text())["progress"]["step"] == 11
+
+
+def test_a_worker_that_is_told_while_it_measures_breaks_off_and_keeps_the_training(
+    job, finished, tmp_path, quiet_worker, monkeypatch
+):
+    evaluate = module.evaluate
+
+    def told_meanwhile(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments)
+
+    signal.signal(signal.SIGTERM, _on_term)
+    monkeypatch.setattr(module, "evaluate", told_meanwhile)
+    with pytest.raises(TrainingInterruptedError):
+        _work(job, tmp_path / "r.json")
+    assert quiet_worker.is_idle.is_set()
+    assert not (tmp_path / "r.json").exists()
+    monkeypatch.undo()
+    os.kill(os.getpid(), signal.SIGTERM)  # one that does nothing is not disturbed
+    history = (job.folder / "history.jsonl").read_bytes()
+    _work(job, tmp_path / "r.json")
+    assert figures(json.loads((tmp_path / "r.json").read_bytes())["records"]) == figures(finished[1])
+    assert (job.folder / "history.jsonl").read_bytes() == history  # its times are those of the first
 
 
 # Measuring

@@ -1,7 +1,6 @@
 """Comparisons of seconds: the drawn faces, networks that hardly learn, and a program that runs one as the verb does."""
 
 import sys
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +11,14 @@ SETTINGS = (
     "model.backbone=resnet20-32-small",
     "model.flip_average=false",
     "model.book_dim=8",
-    "train.batch_size=12",
-    "train.epochs=2",
+    "train.batch_size=6",  # many short steps, so that the statistics of batch normalisation settle
+    "train.epochs=4",
+    "train.warmup_epochs=0.5",
 )
 DRAW = Draw(images_per_person=8, min_images=2, unseen_people=0.25, queries_per_person=0.25)
 DRAWN = SuiteData("drawn", DRAW, preset="orl", overrides=SETTINGS)
 STARTED = SuiteData(
-    "drawn", DRAW, overrides=("train.batch_size=12", "train.epochs=2"), start=("train.epochs=1", "loss.margin=0.1")
+    "drawn", DRAW, overrides=("train.batch_size=6", "train.epochs=2"), start=("train.epochs=1", "loss.margin=0.1")
 )
 ENTRIES = {
     "opqn": Entry("opqn"),
@@ -56,22 +56,20 @@ def jobs_of(suite, data, out):
 PROGRAM = """
 import sys
 sys.path.insert(0, {here!r})
-from tiny import DRAWN, tiny_suite
-from dataclasses import replace
+from tiny import tiny_suite
 from opqn.bench.methods import suites
+from opqn.bench.methods.suites import Draw, SuiteData
 from opqn.cli import main
 if __name__ == "__main__":
-    part = replace(DRAWN, overrides=(*DRAWN.overrides, "train.epochs={epochs}"))
-    suites.SUITES = {{"tiny": tiny_suite(*{labels!r}, part=part, bits={bits!r})}}
+    suites.SUITES = {{"tiny": tiny_suite(*{labels!r}, part={part!r}, bits={bits!r})}}
     main(["bench", "methods", "--suite", "tiny", *sys.argv[1:]])
 """
 
 
-def command_of(folder, labels, data, out, epochs=2, bits=(24,)):
-    """Write a program that runs ``opqn bench methods`` with a suite of these methods; return how to start it."""
-    program = Path(folder) / "program.py"
-    program.write_text(
-        textwrap.dedent(PROGRAM).format(here=str(Path(__file__).parent), labels=labels, epochs=epochs, bits=bits)
-    )
-    options = ["--data", data, "--out", out, "--jobs", "2", "--device", "cpu", "--json"]
-    return [sys.executable, str(program), *map(str, options)]
+def command_of(program, suite, data, out):
+    """Write a program that runs ``opqn bench methods`` with a tiny suite; return how to start it."""
+    labels = tuple(entry.label for entry in suite.entries)
+    here = str(Path(__file__).parent)
+    program.write_text(PROGRAM.format(here=here, labels=labels, bits=suite.bits, part=suite.data[0]))
+    options = ("--data", data, "--out", out, "--device", "cpu", "--json")
+    return [sys.executable, *map(str, (program, *options))]

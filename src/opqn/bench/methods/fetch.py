@@ -56,9 +56,9 @@ def fetch(
     for source in sources:
         if source.name not in names:
             raise ConfigError(f"suite {suite.name!r} has no data set {source.name!r}; it has {', '.join(names)}")
+        if source.name == SYNTHETIC or not _needs_source(source.name):
+            raise ConfigError(f"{source.name} is drawn or comes with an installed package; leave its --source out")
         given.setdefault(source.name, []).append(source.path)
-    if SYNTHETIC in given:
-        raise ConfigError("synthetic faces are drawn, not downloaded; leave their --source out")
     for name in dict.fromkeys(names):
         folder = data / name
         if (folder / SOURCE_FILE).is_file():
@@ -68,6 +68,10 @@ def fetch(
             from opqn.data.synthetic import synthesize  # noqa: PLC0415 (needs the extra)
 
             synthesize(folder, SYNTHETIC_PEOPLE, SYNTHETIC_IMAGES, SYNTHETIC_SEED)
-        elif name in given or (name in RECIPES and not RECIPES[name].needs_source):
+        elif name in given or not _needs_source(name):
             on_stage(f"preparing {name}: {folder}")
             prepare(name, given.get(name), folder)
+
+
+def _needs_source(name: str) -> bool:
+    return name not in RECIPES or RECIPES[name].needs_source

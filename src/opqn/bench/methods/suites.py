@@ -148,7 +148,7 @@ SMOKE: Final = Suite(
         ),
     ),
     entries=_entries(),
-    bits=(24, 48),
+    bits=(24,),
     seeds=(0, 1, 2),
     footnotes=_FOOTNOTES,
 )

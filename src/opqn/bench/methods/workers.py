@@ -148,6 +148,8 @@ def _begin(told: Connection, threads: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # FAISS, which is loaded later; more threads than cores get in its way
+    if told.poll(0):  # while this process started
+        _HERE.is_told.set()
     threading.Thread(target=_watch, args=(told,), daemon=True).start()
 
 
