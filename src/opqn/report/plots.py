@@ -34,7 +34,7 @@ _MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "<", ">")  # nine, so that
 _THICK: Final = 3.2  # points of width of a line to stand out
 _THIN: Final = 1.2  # of the lines beside it
 _GREY: Final = "#59606a"
-_DODGE: Final = 0.6  # share of the space between two code lengths over which the points of one are spread
+_DODGE: Final = 0.25  # share of the space between two code lengths over which the points of one are spread
 _SETTINGS: Final[dict[str, Any]] = {
     "font.size": 10.5,
     "axes.titlesize": 12,
