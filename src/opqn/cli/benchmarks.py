@@ -190,9 +190,12 @@ def bench_vectors(
 
 @bench_app.command(name="methods")
 def bench_methods(
-    suite: Annotated[str, typer.Option(help="smoke (minutes), faces (hours) or paper (days, with a GPU).")] = "smoke",
+    suite: Annotated[
+        str, typer.Option(help="smoke (minutes), ablations or faces (hours), paper (days, with a GPU).")
+    ] = "smoke",
     data: Annotated[
-        Path | None, typer.Option(help="Folder with prepared data sets in folders of their names. [default: OUT/data]")
+        Path | None,
+        typer.Option(help="Folder with prepared data sets in folders of their names.", show_default="OUT/data"),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for trainings, records, tables and the report.")] = Path("methods"),
     source: Annotated[
