@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import jobs_of, link_data, tiny_suite
+from tiny import jobs_of, link_data, run_job, tiny_suite
 
 from opqn import training
 from opqn.baselines.hamming import HashHead
 from opqn.baselines.methods import make_method
 from opqn.baselines.model import BaselineModel
 from opqn.bench.methods import jobs as module
-from opqn.bench.methods.jobs import Shape, clean, measure, run_job, train_job
+from opqn.bench.methods.jobs import Shape, clean, measure, train_job
 from opqn.bench.methods.workers import _HERE, _on_term, _Phase, _work
 from opqn.data.splits import Split
 from opqn.errors import OpqnError

@@ -10,10 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny import DRAWN, command_of, jobs_of, tiny_suite
-
-from opqn.bench.methods.jobs import run_job
-from opqn.bench.methods.runner import read_records
+from tiny import DRAWN, command_of, jobs_of, read_records, run_job, tiny_suite
 
 PATIENCE = 120  # seconds, on a machine that is busy
 EPOCHS, STEPS = 12, 36

@@ -4,7 +4,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from opqn.bench.methods.runner import _Plan
+from opqn.bench.methods.jobs import measure, train_job
+from opqn.bench.methods.runner import RECORDS, _Plan, _read_records
 from opqn.bench.methods.suites import Draw, Entry, Suite, SuiteData
 
 SETTINGS = (
@@ -25,6 +26,15 @@ ENTRIES = {
     "opqn-plus": Entry("opqn-plus", ("model.refit=true",)),
     **{name: Entry(name, (f"method={name}",)) for name in ("csq", "dpq", "dcdh", "cosface")},
 }
+
+
+def run_job(job):
+    return measure(job, train_job(job))
+
+
+def read_records(out):
+    """Return the records that a comparison left in ``out``, by file name."""
+    return [record for path in sorted((out / RECORDS).rglob("*.json")) for record in _read_records(path)]
 
 
 def tiny_suite(*labels, part=DRAWN, bits=(24, 36), seeds=(0,), **changes):

@@ -129,16 +129,6 @@ class Trained(NamedTuple):
     skipped: tuple[SkippedImage, ...]
 
 
-def run_job(job: Job) -> list[dict[str, Any]]:
-    """Train, measure, and return a record for each data set tested on; a training that was interrupted goes on.
-
-    Raises:
-        TrainingInterruptedError: asked to stop; the same call goes on.
-        OpqnError: the training went astray, images cannot be read, the disk is full.
-    """
-    return measure(job, train_job(job))
-
-
 def train_job(job: Job, on_progress: Callable[[Progress], None] | None = None) -> Trained:
     """Train, or go on with a training of the same job; what another one left in the folder is deleted.
 

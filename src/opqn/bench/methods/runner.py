@@ -237,15 +237,6 @@ def train_root(data: Path, part: SuiteData) -> Path:
     return data / part.name / "images"
 
 
-def read_records(out: Path) -> list[dict[str, Any]]:
-    """Return the records that a comparison left in ``out``, by file name.
-
-    Raises:
-        DataError: a file there is no record.
-    """
-    return [record for path in sorted((out / RECORDS).rglob("*.json")) for record in _read_records(path)]
-
-
 def _read_records(path: Path) -> list[dict[str, Any]]:
     """Return the records of one training; none where there is no such file, or one of another version."""
     try:
