@@ -24,8 +24,9 @@ import numpy as np
 from stand_ins import Averages, picture
 from opqn.gallery import Gallery
 gallery = Gallery.open(sys.argv[1], Averages())
-def say(*words):
-    print(*words, flush=True)
+def say(*words):  # in one write, so that a kill leaves no half of a line, also where output is not buffered
+    sys.stdout.write(" ".join(map(str, words)) + "\\n")
+    sys.stdout.flush()
 """
 )
 # Adds codes, folders and pictures, removes people, and says what is done only when it is.
