@@ -69,54 +69,6 @@ def test_scikit_learn_finds_its_conventions_kept(estimator, check):
     check(estimator)
 
 
-class TestShrinkage:
-    """Axes that tell no people apart count less."""
-
-    def test_an_axis_is_scaled_by_the_share_of_its_variance_that_lies_between_people(self):
-        vectors, labels = make_people()
-        people = PeopleModel.fit(to_unit_length(vectors.astype(np.float64)), labels)
-        told = people.between > 0.01
-        plain, shrunk = (OPQNQuantizer(shape=(2, 16), shrinkage=power).fit(vectors, labels) for power in (0.0, 2.0))
-        # An axis is known by its direction, whichever book it went to.
-        directions = people.whitening / np.linalg.norm(people.whitening, axis=1, keepdims=True)
-        for quantizer, power in ((plain, 0), (shrunk, 2)):
-            rows = quantizer.axes_.reshape(-1, vectors.shape[1]).astype(np.float64)
-            rows = rows[np.linalg.norm(rows, axis=1) > 0]
-            lengths = np.linalg.norm(rows, axis=1)
-            nearest = np.abs(directions @ (rows / lengths[:, None]).T).argmax(axis=1)  # of each axis, its row
-            scale = lengths[nearest] / np.linalg.norm(people.whitening, axis=1)
-            expected = (people.between / (people.between + 1)) ** power
-            np.testing.assert_allclose(scale[told], expected[told], rtol=1e-4)
-
-    def test_strangers_in_many_axes_of_noise_are_found_better(self):
-        rng = np.random.default_rng(1)
-        vectors, labels = make_people(people=120, images=8, dim=12)
-        noisy = np.hstack([vectors, rng.normal(size=(len(vectors), 116))]).astype(np.float32)
-        known = labels < 60
-        query = ~known & (np.arange(len(labels)) % 8 < 2)
-        gallery = ~known & ~query
-        found = []
-        for shrinkage in (0.0, 1.0):
-            quantizer = OPQNQuantizer(shape=(4, 16), shrinkage=shrinkage).fit(noisy[known], labels[known])
-            report = evaluate(
-                quantizer.encode(noisy[gallery]), labels[gallery], quantizer.lookup_tables(noisy[query]), labels[query]
-            )
-            found.append(report.mean_average_precision)
-        assert found[1] > found[0] + 0.03
-
-    def test_people_who_do_not_differ_still_have_codes(self):
-        vectors = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
-        quantizer = OPQNQuantizer(shape=(3, 4), shrinkage=1.0).fit(np.repeat(vectors, 2, axis=0), np.arange(80) % 2)
-        assert quantizer.encode(vectors).shape == (40, 3)
-        assert np.isfinite(quantizer.lookup_tables(vectors)).all()
-
-    def test_it_survives_being_saved(self, tmp_path):
-        vectors, labels = make_people()
-        quantizer = OPQNQuantizer(shape=(4, 16), shrinkage=1.0).fit(vectors, labels)
-        quantizer.save(tmp_path / "saved")
-        np.testing.assert_array_equal(OPQNQuantizer.load(tmp_path / "saved").encode(vectors), quantizer.encode(vectors))
-
-
 class TestCodes:
     @pytest.mark.parametrize(
         ("num_bits", "shape"),
@@ -277,9 +229,6 @@ class TestFit:
             ({"shape": (4, 16, 2)}, "num_books, num_words"),
             ({"query_temperature": 0.0}, "query_temperature"),
             ({"query_temperature": np.nan}, "query_temperature"),
-            ({"shrinkage": -1.0}, "shrinkage"),
-            ({"shrinkage": np.nan}, "shrinkage"),
-            ({"shrinkage": np.inf}, "shrinkage"),
         ],
     )
     def test_impossible_settings_are_refused(self, settings, message):

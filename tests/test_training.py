@@ -21,10 +21,10 @@ from opqn.baselines.model import BaselineModel, load_model
 from opqn.config import TrainingSettings
 from opqn.data.splits import Split, person_of
 from opqn.errors import ConfigError, CorruptFileError, DataError, OpqnError
-from opqn.estimator import OPQNQuantizer
 from opqn.evaluation import evaluate
 from opqn.losses import OPQNLoss
 from opqn.model import OPQN, ModelConfig
+from opqn.refitting import fit_head
 from opqn.training import (
     TrainingDivergedError,
     TrainingInterruptedError,
@@ -591,17 +591,14 @@ class TestBestModel:
 
 
 class TestRefit:
-    def test_codes_are_those_of_an_estimator_of_the_training_images(self, faces, tmp_path):
+    def test_the_head_is_fitted_to_the_training_images(self, faces, tmp_path):
         settings = make_settings(model={"refit": True}, train={"seed": 3})
         run = training._Run(settings, *faces, tmp_path, resume=False)
         model = run.run(threading.Event(), lambda _: None).model
         features, labels = dataset_features(model, run.data.dataset)
-        estimator = OPQNQuantizer(
-            shape=(2, 8), query_temperature=1.0, shrinkage=training.REFIT_SHRINKAGE, random_state=3
-        ).fit(features.numpy(), labels)
-        assert np.array_equal(model.encode_features(features), estimator.encode(features.numpy()))
-        expected = estimator.lookup_tables(features.numpy())
-        np.testing.assert_allclose(model.tables_of_features(features), expected, rtol=1e-3, atol=1e-2)
+        found = fit_head(features.numpy(), labels, 2, 8, seed=3)
+        assert np.array_equal(model.quantizer.code_weights, found.codes)
+        assert np.array_equal(model.quantizer.table_weights, found.tables)
         assert not run.model.quantizer.is_refitted
 
     def test_everything_else_is_as_without_it(self, faces, tmp_path, uninterrupted):
@@ -615,7 +612,7 @@ class TestRefit:
         expected, state = plain.model.state_dict(), result.model.state_dict()
         assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
         assert state.keys() - expected.keys() == {
-            f"quantizer.{name}" for name in ("mean", "axes", "refitted", "is_refitted")
+            f"quantizer.{name}" for name in ("code_weights", "table_weights", "is_refitted")
         }
         assert result.model.quantizer.is_refitted
         assert result.model.training_facts["validation_map_before_refit"] == plain.validation_map
@@ -651,13 +648,12 @@ class TestRefit:
 
     def test_of_many_images_some_are_drawn(self, faces, tmp_path, monkeypatch, uninterrupted):
         sizes = []
-        fit = OPQNQuantizer.fit
 
-        def spy(quantizer, vectors, labels):
-            sizes.append((len(vectors), np.unique(labels).size))
-            return fit(quantizer, vectors, labels)
+        def spy(features, labels, *rest):
+            sizes.append((len(features), np.unique(labels).size))
+            return fit_head(features, labels, *rest)
 
-        monkeypatch.setattr(OPQNQuantizer, "fit", spy)
+        monkeypatch.setattr(training, "fit_head", spy)
         results = []
         for limit in (19, 20):
             monkeypatch.setattr(training, "REFIT_IMAGES", limit)

@@ -121,24 +121,23 @@ class OrthonormalQuantizer(nn.Module):
 
 
 class RefittedQuantizer(OrthonormalQuantizer):
-    """The head, its projection found anew without gradient descent once the network is trained; not of the paper.
+    """The head, found anew without gradient descent once the network is trained; not of the paper.
 
-    It trains as the paper's does. Then ``opqn.OPQNQuantizer`` is fitted to the features of the training images, which
-    takes seconds, and :meth:`take` takes its weights. Codewords stay as they are: what changes is the way from features
-    to logits. With u the whole feature vector at unit length::
+    It trains as the paper's does. Then ``opqn.refitting.fit_head`` finds other weights from the features of the
+    training images, which takes seconds, and :meth:`take` takes them. Codewords stay as they are: what changes is the
+    way from features to logits. With u the whole feature vector at unit length::
 
-        x_m = A_m (u - mean),    logits_m = x_m P_m + b_m,    p_m = softmax(T * logits_m)
+        logits_m = u P_m + b_m,    p_m = softmax(T * logits_m),    code_m = argmax p_m
 
-    where the A_m are axes that whiten what tells images of one person apart, shared among the books and scaled by how
-    far people differ along each. A table is ``log p_m``: it ranks as the logits do, whatever T. Until :meth:`take` is
-    called, codes and tables are the paper's.
+    A query's table is ``log softmax(T * (u P'_m + b'_m))`` with weights of its own: an item is coded by the nearest
+    word, and a word counts for a query by how likely both show the same person. Tables rank alike at any T. Until
+    :meth:`take` is called, codes and tables are the paper's.
 
     Args: as :class:`OrthonormalQuantizer`.
     """
 
-    mean: Tensor
-    axes: Tensor
-    refitted: Tensor
+    code_weights: Tensor
+    table_weights: Tensor
     is_refitted: Tensor
 
     def __init__(
@@ -151,43 +150,40 @@ class RefittedQuantizer(OrthonormalQuantizer):
         seed: int = 0,
     ) -> None:
         super().__init__(num_books, book_dim, num_words, codebooks, query_temperature, seed)
-        feature_dim = num_books * book_dim
-        self.register_buffer("mean", torch.zeros(feature_dim))  # (M*d,)
-        self.register_buffer("axes", torch.zeros(num_books, book_dim, feature_dim))  # (M, d, M*d)
-        self.register_buffer("refitted", torch.zeros(num_books, book_dim + 1, num_words))  # (M, d + 1, K); b_m last
+        for name in ("code_weights", "table_weights"):
+            self.register_buffer(
+                name, torch.zeros(num_books, num_books * book_dim + 1, num_words)
+            )  # b_m in the last row
         self.register_buffer("is_refitted", torch.zeros((), dtype=torch.bool))
 
     @torch.no_grad()
-    def take(self, mean: Tensor, axes: Tensor, projection: Tensor) -> None:
+    def take(self, code_weights: Tensor, table_weights: Tensor) -> None:
         """Use other weights from now on.
 
         Args:
-            mean: (M*d,), subtracted from features of unit length.
-            axes: (M, d, M*d), the A_m.
-            projection: (M, d + 1, K), the P_m; the last row of each is b_m.
+            code_weights: (M, M*d + 1, K), the P_m; the last row of each is b_m.
+            table_weights: (M, M*d + 1, K), the P'_m and b'_m.
 
         Raises:
             ConfigError: they have other shapes; the head is as before.
         """
-        taken = (("mean", self.mean, mean), ("axes", self.axes, axes), ("projection", self.refitted, projection))
-        for name, old, new in taken:
-            if new.shape != old.shape:
-                raise ConfigError(f"{name} has shape {tuple(new.shape)}; expected {tuple(old.shape)}")
-        for _, old, new in taken:
-            old.copy_(new)
+        expected = self.code_weights.shape
+        for name, weights in (("code_weights", code_weights), ("table_weights", table_weights)):
+            if weights.shape != expected:
+                raise ConfigError(f"{name} has shape {tuple(weights.shape)}; expected {tuple(expected)}")
+        self.code_weights.copy_(code_weights)
+        self.table_weights.copy_(table_weights)
         self.is_refitted.fill_(value=True)
 
-    def _refitted_logits(self, features: Tensor) -> Tensor:
-        """Return the (N, M, K) logits of (N, M*d) features.
+    def _affine(self, features: Tensor, weights: Tensor) -> Tensor:
+        """Return (N, M, K) logits of (N, M*d) features.
 
         Raises:
             ConfigError: the features have another length.
         """
         with torch.autocast(features.device.type, enabled=False):
-            whole = self.split(features.to(self.mean.dtype)).flatten(1)  # (N, M*d), its length checked
-            units = functional.normalize(whole) - self.mean  # (N, M*d)
-            parts = torch.matmul(units, self.axes.transpose(1, 2))  # (M, N, d)
-            return (torch.matmul(parts, self.refitted[:, :-1]) + self.refitted[:, -1:]).transpose(0, 1)
+            units = functional.normalize(self.split(features.to(weights.dtype)).flatten(1))  # (N, M*d), length checked
+            return (torch.matmul(units, weights[:, :-1]) + weights[:, -1:]).transpose(0, 1)
 
     def forward(self, features: Tensor) -> QuantizerOutput:
         """Train as the paper's head; once refitted and in evaluation, ``probs`` and ``soft`` are those of the codes."""
@@ -195,7 +191,7 @@ class RefittedQuantizer(OrthonormalQuantizer):
         if self.training or not self.is_refitted:
             return output
         with torch.autocast(features.device.type, enabled=False):
-            probs = (self.query_temperature * self._refitted_logits(features)).softmax(dim=2)  # (N, M, K)
+            probs = (self.query_temperature * self._affine(features, self.code_weights)).softmax(dim=2)  # (N, M, K)
             soft = torch.matmul(probs.transpose(0, 1), self.codebooks.transpose(1, 2)).transpose(0, 1)  # (N, M, d)
         return QuantizerOutput(output.features, probs, soft)
 
@@ -204,7 +200,7 @@ class RefittedQuantizer(OrthonormalQuantizer):
         """Return the (N, M) uint8 codes of (N, M*d) features: argmax over K; of equal words the first wins."""
         if not self.is_refitted:
             return super().encode(features)
-        return self._refitted_logits(features).argmax(dim=2).to(torch.uint8)
+        return self._affine(features, self.code_weights).argmax(dim=2).to(torch.uint8)
 
     @torch.no_grad()
     def lookup_tables(self, features: Tensor, query_temperature: float | None = None) -> Tensor:
@@ -212,4 +208,4 @@ class RefittedQuantizer(OrthonormalQuantizer):
         if not self.is_refitted:
             return super().lookup_tables(features, query_temperature)
         temperature = self.query_temperature if query_temperature is None else query_temperature
-        return (temperature * self._refitted_logits(features)).log_softmax(dim=2).float().contiguous()
+        return (temperature * self._affine(features, self.table_weights)).log_softmax(dim=2).float().contiguous()

@@ -39,11 +39,10 @@ from opqn.data.dataset import Batch, FaceDataset, keep_batch
 from opqn.data.images import SkippedImage
 from opqn.data.splits import Split, person_of, validation_split
 from opqn.errors import ConfigError, CorruptFileError, DataError, OpqnError
-from opqn.estimator import OPQNQuantizer
-from opqn.estimator.files import MAX_DIM
 from opqn.losses import OPQNLoss
 from opqn.model import CONFIG_FILE, OPQN, read_json
 from opqn.quantizer import RefittedQuantizer
+from opqn.refitting import MAX_DIM, fit_head
 from opqn.validation import QUERY_TEMPERATURES, dataset_features, validate
 
 STEPS_BETWEEN_CHECKS: Final = 10
@@ -52,8 +51,6 @@ STEPS_BETWEEN_CHECKS: Final = 10
 FREE_SETTINGS: Final = {"device", "workers", "cache_mb", "checkpoint_minutes", "tensorboard", "start"}
 # As many tell how images of one person differ, in seconds; of millions the other processes would wait too long.
 REFIT_IMAGES: Final = 65_536
-# A network's features are many, and few of their axes tell people apart: codes of strangers gain from it.
-REFIT_SHRINKAGE: Final = 1.0
 
 
 class TrainingDivergedError(OpqnError):
@@ -466,13 +463,8 @@ class _Run:
         seed, data = self.settings.train.seed, self.data
         chosen = np.sort(epoch_order(len(data.dataset), seed, 0)[:REFIT_IMAGES]).tolist()
         features, labels = dataset_features(model, data.dataset, chosen)
-        fitted = OPQNQuantizer(
-            shape=(model.num_books, model.num_words),
-            shrinkage=REFIT_SHRINKAGE,
-            random_state=seed % (1 << 32),  # numpy's range
-        )
-        fitted.fit(features.numpy(), labels)
-        head.take(*(torch.from_numpy(weights) for weights in (fitted.mean_, fitted.axes_, fitted.projection_)))
+        fitted = fit_head(features.numpy(), labels, model.num_books, model.num_words, seed)
+        head.take(*map(torch.from_numpy, fitted))
         # A temperature that was fitted suits the paper's tables; these rank alike at any.
         model.with_query_temperature(self.settings.model.query_temperature)
         if data.gallery is not None and data.query is not None:

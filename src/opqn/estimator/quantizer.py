@@ -25,7 +25,6 @@ from opqn.estimator.words import find_words, share_axes
 # The paper's code shapes: bits -> (M, K).
 SHAPES: Final = {16: (2, 256), 24: (4, 64), 36: (6, 64), 48: (8, 64), 64: (8, 256)}
 MADE_UP: Final = 65_536  # people made up for k-means; twice as many gain less than their seeds differ
-SCALE_FLOOR: Final = 1e-3  # an axis of a thousandth of the scale adds a millionth to a squared distance
 MAX_NUMBER: Final = 1e15  # in a vector that is not normalised: squares and their sums have to fit in float32
 CHUNK_NUMBERS: Final = 1 << 18  # numbers of a chunk's logits: 2 MiB of float64, which caches hold
 
@@ -49,9 +48,6 @@ class OPQNQuantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         shape: (M, K) instead of ``num_bits``, K a power of two in 2..256.
         normalize: bring vectors to unit length first, as suits networks whose vectors are compared by angle.
         query_temperature: T. Ranks do not depend on it; what strangers score, compared over queries, does.
-        shrinkage: power of ``between / (between + 1)`` that each whitened axis is scaled by, ``between`` being its
-            variance between people where that within them is 1. 0 leaves axes alike; 1 compares what the people's
-            centres are expected to be, given the vectors, which suits long vectors of which few axes tell people apart.
         random_state: of the made-up people and k-means, as scikit-learn understands it.
 
     Attributes:
@@ -80,14 +76,12 @@ class OPQNQuantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         shape: tuple[int, int] | None = None,
         normalize: bool = True,
         query_temperature: float = 0.2,
-        shrinkage: float = 0.0,
         random_state: int | np.random.RandomState | None = 0,
     ) -> None:
         self.num_bits = num_bits
         self.shape = shape
         self.normalize = normalize
         self.query_temperature = query_temperature
-        self.shrinkage = shrinkage
         self.random_state = random_state
 
     @property
@@ -129,8 +123,6 @@ class OPQNQuantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         num_books, num_words = self._code_shape()
         if not (np.isfinite(self.query_temperature) and self.query_temperature > 0):
             raise ConfigError(f"query_temperature is {self.query_temperature}; it must be a positive number")
-        if not 0 <= self.shrinkage < np.inf:
-            raise ConfigError(f"shrinkage is {self.shrinkage}; it must be a number of at least 0")
         vectors = self._check(X, is_fit=True).astype(np.float64)
         dim = vectors.shape[1]
         if dim > files.MAX_DIM:
@@ -151,22 +143,15 @@ class OPQNQuantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         return self
 
     def _learn(self, people: PeopleModel, num_books: int, num_words: int, rng: np.random.Generator) -> None:
-        scales = (people.between / (people.between + 1)) ** self.shrinkage  # (D,)
-        # Axes that are scaled to nothing would only make k-means slower.
-        count = max(int(np.count_nonzero(scales > SCALE_FLOOR)), min(num_books, len(scales)))
-        made_up = (people.make_up(MADE_UP, self.normalize, rng) * scales).astype(np.float32)  # (made up, D)
-        told = share_axes((people.between[:count] + 1) * scales[:count] ** 2, num_books)  # (M, at most d)
-        axes = np.full((num_books, -(-len(scales) // num_books)), -1)  # (M, d)
-        axes[:, : told.shape[1]] = told
+        made_up = people.make_up(MADE_UP, self.normalize, rng)  # (made up, D)
+        axes = share_axes(people.between + 1, num_books)  # (M, d)
         self.mean_ = people.mean.astype(np.float32)
-        whitening = people.whitening * scales[:, None]
-        self.axes_ = (whitening[axes] * (axes >= 0)[:, :, None]).astype(np.float32)
+        self.axes_ = (people.whitening[axes] * (axes >= 0)[:, :, None]).astype(np.float32)
         projection = np.zeros((num_books, axes.shape[1] + 1, num_words))
-        for book, chosen in enumerate(told):
-            parts = np.ascontiguousarray(made_up[:, chosen] * (chosen >= 0))  # (made up, at most d)
-            words = find_words(parts, num_words, rng).astype(np.float64)  # (K, at most d)
-            projection[book, : len(chosen)] = words.T
-            projection[book, -1] = -0.5 * (words**2).sum(axis=1)
+        for book, chosen in enumerate(axes):
+            parts = np.ascontiguousarray(made_up[:, chosen] * (chosen >= 0))  # (made up, d)
+            words = find_words(parts, num_words, rng).astype(np.float64)  # (K, d)
+            projection[book] = np.vstack([words.T, -0.5 * (words**2).sum(axis=1)])
         self.projection_ = projection.astype(np.float32)
 
     def encode(self, vectors: ArrayLike) -> NDArray[np.uint8]:
