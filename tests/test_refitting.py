@@ -29,10 +29,6 @@ def logits(weights, features):
     return (units @ weights[:, :-1].astype(np.float64) + weights[:, None, -1]).transpose(1, 0, 2)  # (N, M, K)
 
 
-def mean_average_precision(codes, tables, labels, query, gallery):
-    return evaluate(codes[gallery], labels[gallery], tables[query], labels[query]).mean_average_precision
-
-
 def test_shapes_and_types():
     features, labels = people_in_noise(people=20, noise=4)
     weights = fit_head(features, labels, 3, 8, seed=0)
@@ -56,7 +52,7 @@ def test_a_table_adds_up_the_log_likelihood_ratio_of_one_person_against_two(monk
     features, labels = people_in_noise(people=60, noise=0)
     num_books, num_words = 2, 4
     weights = fit_head(features, labels, num_books, num_words, seed=0)
-    people = PeopleModel.fit(to_unit_length(features.astype(np.float64)), labels)
+    people = PeopleModel.fit(to_unit_length(features.astype(np.float64)), labels, refitting.DOUBT)
     whitened = (to_unit_length(features.astype(np.float64)) - people.mean) @ people.whitening.T
     # Words in whitened coordinates: what makes the logits of codes is linear in them, axis by axis.
     scales = (people.between / (people.between + 1)) ** refitting.SHRINKAGE
@@ -82,7 +78,7 @@ def test_a_table_adds_up_the_log_likelihood_ratio_of_one_person_against_two(monk
 
 def test_a_book_sees_a_part_of_the_axes_of_the_others(monkeypatch):
     features, labels = people_in_noise(people=60, noise=0)
-    people = PeopleModel.fit(to_unit_length(features.astype(np.float64)), labels)
+    people = PeopleModel.fit(to_unit_length(features.astype(np.float64)), labels, refitting.DOUBT)
     for overlap in (0.0, 0.5):
         monkeypatch.setattr(refitting, "OVERLAP", overlap)
         codes = fit_head(features, labels, 2, 4, seed=0).codes
@@ -91,17 +87,38 @@ def test_a_book_sees_a_part_of_the_axes_of_the_others(monkeypatch):
         assert both == (0 if overlap == 0 else len(people.between))
 
 
-def test_strangers_in_many_axes_of_noise_are_found_better_than_by_the_estimator():
+def found_strangers(weights, vectors, labels, is_stranger):
+    query = is_stranger & (np.arange(len(labels)) % 8 < 2)
+    codes = logits(weights.codes, vectors).argmax(axis=2).astype(np.uint8)
+    tables = logits(weights.tables, vectors).astype(np.float32)
+    gallery = is_stranger & ~query
+    return evaluate(codes[gallery], labels[gallery], tables[query], labels[query]).mean_average_precision
+
+
+def test_strangers_in_many_axes_of_noise_are_found_better_than_by_the_estimator(monkeypatch):
+    monkeypatch.setattr(refitting, "DOUBT", 0.0)  # these people are no network's training set
     vectors, labels = people_in_noise()
     known = labels < 60
     query = ~known & (np.arange(len(labels)) % 8 < 2)
     gallery = ~known & ~query
     estimator = OPQNQuantizer(shape=(4, 16)).fit(vectors[known], labels[known])
-    plain = mean_average_precision(estimator.encode(vectors), estimator.lookup_tables(vectors), labels, query, gallery)
-    weights = fit_head(vectors[known], labels[known], 4, 16, seed=0)
-    codes = logits(weights.codes, vectors).argmax(axis=2).astype(np.uint8)
-    tables = logits(weights.tables, vectors).astype(np.float32)
-    assert mean_average_precision(codes, tables, labels, query, gallery) > plain + 0.03
+    codes, tables = estimator.encode(vectors[gallery]), estimator.lookup_tables(vectors[query])
+    plain = evaluate(codes, labels[gallery], tables, labels[query]).mean_average_precision
+    assert found_strangers(fit_head(vectors[known], labels[known], 4, 16, 0), vectors, labels, ~known) > plain + 0.03
+
+
+def test_what_a_network_learned_by_heart_is_doubted(monkeypatch):
+    """Images of training people hardly differ on some axes, and those of strangers do: doubt finds more."""
+    rng = np.random.default_rng(2)
+    labels = np.repeat(np.arange(60), 8)
+    known = labels < 20
+    noise = rng.normal(size=(len(labels), 24)) * np.where(known[:, None] & (np.arange(24) < 4), 0.05, 0.6)
+    vectors = (rng.normal(size=(60, 24))[labels] + noise).astype(np.float32)
+    found = []
+    for doubt in (0.0, refitting.DOUBT):
+        monkeypatch.setattr(refitting, "DOUBT", doubt)
+        found.append(found_strangers(fit_head(vectors[known], labels[known], 4, 16, 0), vectors, labels, ~known))
+    assert found[1] > found[0] + 0.03
 
 
 def test_people_who_do_not_differ_still_have_weights():

@@ -29,7 +29,9 @@ SHRINKAGE: Final = 0.5
 SCALE_FLOOR: Final = 1e-3  # axes that are scaled to less would only make k-means slower
 # How much a book sees of the axes of the other books. With nothing, the books differ as much as they can, which suits
 # strangers; with all, every book tells the people trained on apart by itself, and strangers suffer.
-OVERLAP: Final = 0.15
+OVERLAP: Final = 0.12
+# How many people it takes until how their images differ is believed; see PeopleModel.fit.
+DOUBT: Final = 100.0
 
 
 class HeadWeights(NamedTuple):
@@ -56,7 +58,7 @@ def fit_head(features: ArrayLike, labels: NDArray[np.int64], num_books: int, num
     """
     rng = np.random.default_rng(seed)
     units = to_unit_length(np.asarray(features, dtype=np.float64))
-    people = PeopleModel.fit(units, np.unique(labels, return_inverse=True)[1])
+    people = PeopleModel.fit(units, np.unique(labels, return_inverse=True)[1], DOUBT)
     share = people.between / (people.between + 1)  # (D,) of an axis's variance, what lies between people
     scales = share**SHRINKAGE
     count = max(int(np.count_nonzero(scales > SCALE_FLOOR)), min(num_books, len(scales)))

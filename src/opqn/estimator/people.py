@@ -41,11 +41,18 @@ class PeopleModel(NamedTuple):
     """(people,) vectors of each."""
 
     @classmethod
-    def fit(cls, vectors: Floats, labels: NDArray[np.intp] | None) -> PeopleModel:
-        """Pool the covariances of (N, D) vectors; ``labels`` are numbers from 0 on, None if nobody knows.
+    def fit(cls, vectors: Floats, labels: NDArray[np.intp] | None, doubt: float = 0.0) -> PeopleModel:
+        """Pool the covariances of (N, D) vectors.
 
         A person with n vectors weighs sqrt(n): a famous one counts for more, and does not drown the others. The
         covariance within people is shrunk towards a multiple of the identity, the more the fewer pairs there are.
+
+        Args:
+            vectors: (N, D).
+            labels: (N,) numbers from 0 on, None if nobody knows.
+            doubt: of how many people the covariance within them counts for as much as the multiple of the identity. 0
+                believes it: then only the number of pairs counts. What a network was trained on tells little about how
+                images of others differ, and the less the fewer people it was.
         """
         num_vectors, dim = vectors.shape
         if labels is None:
@@ -66,7 +73,7 @@ class PeopleModel(NamedTuple):
             freedom = weights * np.where(sizes > 1, sizes / np.maximum(sizes - 1, 1), 0.0)[labels]
             residuals = centred - people[labels]
             pooled = (residuals * freedom[:, None]).T @ residuals / weights[sizes[labels] > 1].sum()
-            shrinkage = dim / (dim + pairs)
+            shrinkage = max(dim / (dim + pairs), doubt / (doubt + len(sizes)))
             within = (1 - shrinkage) * pooled + shrinkage * np.trace(pooled) / dim * np.eye(dim)
         variances, axes = np.linalg.eigh(within)
         scaled = axes / np.sqrt(np.maximum(variances, WITHIN_FLOOR * scale))  # (D, D)
