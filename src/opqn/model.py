@@ -94,7 +94,7 @@ class ModelConfig(Settings):
         default=1.0, gt=0, allow_inf_nan=False, description="T of the queries' tables; 1 is the paper's"
     )
     refit: bool = Field(
-        default=False, description="find the head's projection anew after training, without descent; not of the paper"
+        default=False, description="find the head anew after training, without descent; not of the paper"
     )
     dropout: float = Field(default=0.5, ge=0, lt=1, description="before the last linear layer")
     flip_average: bool = Field(
