@@ -562,7 +562,8 @@ def hits_by_hand(model, root, queries):
     model, folder = OPQN.from_pretrained(model), scan_folder(root)
     codes = model.encode([root / path for path in folder.paths])
     found = []
-    for table in model.lookup_tables(queries):
+    for query in queries:  # one at a time, as the command does: a batch may round in another way
+        table = model.lookup_tables([query])[0]
         scores = np.zeros(len(codes), np.float32)
         for book in range(model.num_books):
             scores = scores + table[book, codes[:, book]]
