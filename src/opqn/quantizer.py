@@ -124,7 +124,7 @@ class RefittedQuantizer(OrthonormalQuantizer):
     """The head, found anew without gradient descent once the network is trained; not of the paper.
 
     It trains as the paper's does. Then ``opqn.refitting.fit_head`` finds other weights from the features of the
-    training images, which takes seconds, and :meth:`take` takes them. Codewords stay as they are: what changes is the
+    training images, and :meth:`take` takes them. Codewords stay as they are: what changes is the
     way from features to logits. With u the whole feature vector at unit length::
 
         logits_m = u P_m + b_m,    p_m = softmax(T * logits_m),    code_m = argmax p_m
