@@ -96,7 +96,7 @@ def found_strangers(weights, vectors, labels, is_stranger):
 
 
 def test_strangers_in_many_axes_of_noise_are_found_better_than_by_the_estimator(monkeypatch):
-    monkeypatch.setattr(refitting, "DOUBT", 0.0)  # these people are no network's training set
+    monkeypatch.setattr(refitting, "DOUBT", 0.0)  # all people share this noise: doubt finds fewer
     vectors, labels = people_in_noise()
     known = labels < 60
     query = ~known & (np.arange(len(labels)) % 8 < 2)

@@ -124,8 +124,8 @@ class RefittedQuantizer(OrthonormalQuantizer):
     """The head, found anew without gradient descent once the network is trained; not of the paper.
 
     It trains as the paper's does. Then ``opqn.refitting.fit_head`` finds other weights from the features of the
-    training images, and :meth:`take` takes them. Codewords stay as they are: what changes is the
-    way from features to logits. With u the whole feature vector at unit length::
+    training images, and :meth:`take` takes them. Codewords stay as they are: what changes is the way from features to
+    logits. With u the whole feature vector at unit length::
 
         logits_m = u P_m + b_m,    p_m = softmax(T * logits_m),    code_m = argmax p_m
 
@@ -151,9 +151,8 @@ class RefittedQuantizer(OrthonormalQuantizer):
     ) -> None:
         super().__init__(num_books, book_dim, num_words, codebooks, query_temperature, seed)
         for name in ("code_weights", "table_weights"):
-            self.register_buffer(
-                name, torch.zeros(num_books, num_books * book_dim + 1, num_words)
-            )  # b_m in the last row
+            # (M, M*d + 1, K); b_m in the last row
+            self.register_buffer(name, torch.zeros(num_books, num_books * book_dim + 1, num_words))
         self.register_buffer("is_refitted", torch.zeros((), dtype=torch.bool))
 
     @torch.no_grad()
