@@ -29,7 +29,7 @@ SHRINKAGE: Final = 0.5
 SCALE_FLOOR: Final = 1e-3  # axes that are scaled to less would only make k-means slower
 # How much a book sees of the axes of the other books. With nothing, the books differ as much as they can, which suits
 # strangers; with all, every book tells the people trained on apart by itself, and strangers suffer.
-OVERLAP: Final = 0.12
+OVERLAP: Final = 0.1
 # How many people it takes until how their images differ is believed; see PeopleModel.fit.
 DOUBT: Final = 100.0
 
@@ -65,7 +65,7 @@ def fit_head(features: ArrayLike, labels: NDArray[np.int64], num_books: int, num
     scales, share, between = scales[:count], share[:count], people.between[:count]
     by_product = between / (2 * between + 1)  # (axes,) p
     by_square = by_product * share  # (axes,) q
-    made_up = (people.make_up(MADE_UP, True, rng)[:, :count] * scales).astype(np.float32)  # (made up, axes)
+    made_up = people.make_up(MADE_UP, True, rng)[:, :count] * scales.astype(np.float32)  # (made up, axes)
     codes, tables = np.empty((2, num_books, units.shape[1] + 1, num_words), dtype=np.float32)
     for book, own in enumerate(share_axes((between + 1) * scales**2, num_books)):
         seen = np.full(count, OVERLAP)  # (axes,) how much of each axis this book sees

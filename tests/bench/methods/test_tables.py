@@ -69,12 +69,13 @@ FULL = {("opqn", 24): [0.3, 0.5], ("opqn", 48): [0.4, 0.6], ("csq", 24): [0.2, 0
 
 def test_a_table_has_a_line_a_method_with_mean_and_deviation_and_then_precision_at_ten():
     text = tables(records_of(FULL), TINY, COMMAND)
-    headings, (unseen, seen, costs, splits) = html_of(text)
+    headings, (unseen, seen, networks, costs, splits) = html_of(text)
     assert headings == [
         "Comparison of methods: faces",
         "imfdb",
         "Unseen people",
         "Seen people",
+        "Uncompressed features",
         "Costs at 48 bits",
         "How it was measured",
     ]
@@ -88,7 +89,7 @@ def test_a_table_has_a_line_a_method_with_mean_and_deviation_and_then_precision_
     assert bold_of(text) == {("opqn", 1), ("csq", 2), ("opqn", 3), ("csq", 4)}
     assert "Figures are means over 2 seeds" in text
     assert "in brackets" not in text
-    assert len(costs) == len(splits) == 3
+    assert len(networks) == len(costs) == len(splits) == 3
 
 
 def test_one_seed_has_no_deviation():
@@ -136,7 +137,7 @@ def test_methods_stand_in_the_order_of_the_suite_and_uncompressed_features_last(
     assert names == ["opqn", "opqn-plus", *COSFACE_ROWS, *[e.label for e in suite.entries[3:]], "cosface, uncompressed"]
     assert table_of(text)["cosface, uncompressed"] == [".500 ± .000"] * 4 + [DASH] * 4
     assert not {place for place in bold_of(text) if place[0] == "cosface, uncompressed"}
-    assert "cosface, uncompressed" not in table_of(text, 4)
+    assert "cosface, uncompressed" not in table_of(text, 6)
 
 
 def test_uncompressed_features_are_shown_at_the_lengths_that_their_training_was_compressed_to():
@@ -146,6 +147,24 @@ def test_uncompressed_features_are_shown_at_the_lengths_that_their_training_was_
     text = tables([*made, record("opqn", 24)], suite, COMMAND)
     assert table_of(text)["cosface, uncompressed"][:2] == [DASH, ".500 (1)"]
     assert table_of(text, 1)["cosface, uncompressed"][:2] == [DASH, ".700 ± .141"]
+
+
+def test_what_networks_know_is_shown_by_entry_as_the_mean_over_lengths_and_then_over_seeds():
+    suite = suite_of("opqn", "csq", "cosface", "dpq", bits=(24, 48), seeds=(0, 1), footnotes={"csq": "Told."})
+    known = {("opqn", 24): (0.2, 0.3), ("opqn", 48): (0.4, 0.3), ("csq", 24): (0.35,), ("cosface", 48): (0.1, 0.1)}
+    made = [
+        record(entry, bits, seed, rows=[row(f"{entry} + PQ" if entry == "cosface" else entry, bits, 0.9, 0.9)])
+        | {"features": {"unseen": value, "seen": 2 * value}}
+        for (entry, bits), values in known.items()
+        for seed, value in enumerate(values)
+    ]
+    text = tables([*made, record("csq", 24, data="other")], suite, COMMAND)
+    assert table_of(text, 2) == {
+        "opqn": [".300 ± .000", ".600 ± .000"],
+        "csq¹": [".350 (1)", ".700 (1)"],
+        "cosface": [".100 ± .000", ".200 ± .000"],
+    }
+    assert bold_of(text, 2) == {("csq¹", 1), ("csq¹", 2)}
 
 
 def test_data_without_unseen_people_has_no_such_table():
@@ -166,7 +185,7 @@ def test_costs_are_means_over_data_sets_of_means_over_seeds_at_the_middle_length
     ]
     text = tables(made, suite, COMMAND)
     assert "## Costs at 48 bits" in text
-    assert table_of(text, 4) == {"opqn": ["1,000", "6", "0.9", "310", "3"], "csq": [DASH] * 5}
+    assert table_of(text, 6) == {"opqn": ["1,000", "6", "0.9", "310", "3"], "csq": [DASH] * 5}
     assert "training, CPU s" in text
     on_gpu = tables([*made[1:], made[0] | {"device": "cuda"}], suite, COMMAND)
     assert "training, s" in on_gpu
@@ -176,7 +195,7 @@ def test_costs_are_means_over_data_sets_of_means_over_seeds_at_the_middle_length
 def test_a_training_that_was_tested_on_several_data_sets_is_one():
     made = [record(key="one"), record(key="one", data="imfdb, trained on fashion", train_seconds=95.125), record("csq")]
     text = tables(made, suite_of("opqn", "csq", bits=(24,), seeds=(0,)), COMMAND)
-    assert table_of(text, 4) == {"opqn": ["94.1", "3", "0.9", "310", "1"], "csq": ["93.1", "3", "0.9", "310", "1"]}
+    assert table_of(text, 6) == {"opqn": ["94.1", "3", "0.9", "310", "1"], "csq": ["93.1", "3", "0.9", "310", "1"]}
     assert "- trainings: 2\n" in text
 
 
@@ -186,7 +205,7 @@ def test_names_refer_to_footnotes_that_are_numbered_in_the_order_of_the_methods(
     made = [record("csq"), record("opqn"), record("dpq"), record("cosface", rows=[row("cosface + PQ", 24, 0.3, 0.2)])]
     text = tables(made, suite, COMMAND)
     assert list(table_of(text)) == ["csq¹", "opqn²", "dpq", "cosface + PQ²", "cosface, uncompressed³"]
-    assert list(table_of(text, 2)) == ["csq¹", "opqn²", "dpq", "cosface + PQ²"]
+    assert list(table_of(text, 3)) == ["csq¹", "opqn²", "dpq", "cosface + PQ²"]
     assert "## Notes\n\n¹ a\n\n² b\n\n³ d\n\n##" in text
     assert "Notes" not in tables(records_of(FULL), TINY, COMMAND)
 
@@ -231,8 +250,8 @@ def test_no_name_and_no_command_is_taken_for_markdown(name, command):
     headings, found = html_of(text)
     assert headings[:3] == ["Comparison of methods: faces", one_line(name), "Unseen people"]
     assert headings[-2:] == ["Notes", "How it was measured"]
-    assert len(headings) == 7
-    assert [len(rows) for rows in found] == [3, 3, 3, 2]
+    assert len(headings) == 8
+    assert [len(rows) for rows in found] == [3, 3, 3, 3, 2]
     assert found[-1][1][0][0] == one_line(name)
     assert "html_inline" not in {
         child.type for token in MarkdownIt("commonmark").parse(text) for child in token.children or ()
@@ -277,7 +296,7 @@ def test_figures_ranks_and_shares_are_those_of_a_plain_count(given_values):
     complete = 0
     places = [(data, protocol) for data in sorted({key[3] for key in given_values}) for protocol in ("unseen", "seen")]
     for number, (data, protocol) in enumerate(places):
-        shown = table_of(text, number)
+        shown = table_of(text, number + number // 2)  # after both protocols stands a table of uncompressed features
         for column, bits in enumerate(suite.bits):
             values = {
                 label: [

@@ -20,6 +20,7 @@ from opqn.bench.methods.tables import (
     footnotes,
     headline,
     markdown,
+    network_table,
     outcome,
     quality_table,
     split_sentence,
@@ -77,6 +78,7 @@ def write_page(records: Iterable[Mapping[str, Any]], suite: Suite, command: str,
         page.section(data)
         for protocol in results.protocols(data):
             _add_protocol(page, results, data, protocol, folder)
+        _add_table(page, "Uncompressed features", network_table(results, data))
     page.section("Costs")
     _add_table(page, f"Costs at {results.middle_bits} bits", cost_table(results))
     notes = footnotes(results)

@@ -304,6 +304,17 @@ class Results:
             values = [report.mean_average_precision for report in self._reports(cell, name)]
         return Spread.of(values) if values else None
 
+    def network_quality(self, data: str, protocol: SplitProtocol, entry: str) -> Spread | None:
+        """Return the mAP of the uncompressed features of an entry's networks, mean over lengths, over seeds.
+
+        None where no record of the entry was tested so.
+        """
+        by_seed: dict[int, list[float]] = defaultdict(list)
+        for record in self.of_data(data):
+            if record.entry == entry and protocol in record.features:
+                by_seed[record.seed].append(record.features[protocol])
+        return Spread.of([statistics.fmean(by_seed[seed]) for seed in sorted(by_seed)]) if by_seed else None
+
     def precision_at(self, cell: Cell, name: str) -> dict[str, float]:
         """Return k to the mean over seeds of the precision at k, for each k that all seeds have."""
         reports = self._reports(cell, name)

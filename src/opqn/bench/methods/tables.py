@@ -251,6 +251,23 @@ def quality_table(results: Results, data: str, protocol: Protocol) -> Table:
     )
 
 
+def network_table(results: Results, data: str) -> Table:
+    """Lay out the mAP of the uncompressed features of every entry's networks: what there is for codes to keep."""
+    protocols = results.protocols(data)
+    labels = [
+        entry.label for entry in results.suite.entries if any(r.entry == entry.label for r in results.of_data(data))
+    ]
+    quality = {label: [results.network_quality(data, protocol, label) for protocol in protocols] for label in labels}
+    most = max((spread.count for line in quality.values() for spread in line if spread is not None), default=0)
+    return Table(
+        ("network trained by", *(f"mAP, {protocol} people" for protocol in protocols)),
+        tuple((with_mark(results, label), *(_spread(spread, most) for spread in quality[label])) for label in labels),
+        _best_of_columns([[None if x is None else x.mean for x in quality[label]] for label in labels]),
+        "The features before they are coded, by cosine similarity: what a method's training taught its network, and "
+        f"what there is for codes to keep. Means over code lengths. {_seeds_sentence(most)}",
+    )
+
+
 def _seeds_sentence(most: int) -> str:
     if most == 1:
         return "Each figure is of one seed."
@@ -378,6 +395,7 @@ def markdown(results: Results, command: str) -> str:
         for protocol in results.protocols(data):
             parts += [f"### {protocol.capitalize()} people", _escape(split_sentence(results, data, protocol))]
             parts += _markdown_table(quality_table(results, data, protocol))
+        parts += ["### Uncompressed features", *_markdown_table(network_table(results, data))]
     parts += [f"## Costs at {results.middle_bits} bits", *_markdown_table(cost_table(results))]
     notes = footnotes(results)
     if notes:
