@@ -28,7 +28,8 @@ MADE_UP: Final = 65_536  # people made up for k-means
 SHRINKAGE: Final = 0.5
 SCALE_FLOOR: Final = 1e-3  # axes that are scaled to less would only make k-means slower
 # How much a book sees of the axes of the other books. With nothing, the books differ as much as they can, which suits
-# strangers; with all, every book tells the people trained on apart by itself, and strangers suffer.
+# strangers; with all, every book tells the people trained on apart by itself, and strangers suffer. This is the most
+# that cost people held back from training nothing (docs/comparison.md).
 OVERLAP: Final = 0.1
 # How many people it takes until how their images differ is believed; see PeopleModel.fit.
 DOUBT: Final = 100.0
