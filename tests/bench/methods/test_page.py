@@ -113,6 +113,11 @@ def test_the_document_has_summary_and_means_but_no_curves(folder, made):
     assert line["precision_at"]["10"] == pytest.approx(0.9 * np.mean(values))
     assert line["precision_at"].keys() == {"1", "5", "10", "50"}
     assert len(document["means"]) == 6 * (2 + len(COSFACE_ROWS) + 1)
+    known = {"data": "imfdb", "protocol": "unseen", "entry": "cosface"}
+    assert [line for line in document["uncompressed"] if line.items() >= known.items()] == [
+        known | {"mean_average_precision": 0.5, "deviation": 0.0, "seeds": 2}
+    ]
+    assert len(document["uncompressed"]) == 3 * len(SMALL.entries)
     assert document["costs"]["methods"]["opqn"]["bytes"] == 6
     assert len(document["splits"]) == 6
     assert document["facts"]["command"] == COMMAND

@@ -167,6 +167,20 @@ def _document(results: Results, command: str) -> dict[str, Any]:
         for name in results.lines([cell])
         if (spread := results.quality(cell, name)) is not None
     ]
+    networks = [
+        {
+            "data": data,
+            "protocol": protocol,
+            "entry": entry.label,
+            "mean_average_precision": spread.mean,
+            "deviation": spread.deviation,
+            "seeds": spread.count,
+        }
+        for data in results.data
+        for protocol in results.protocols(data)
+        for entry in results.suite.entries
+        if (spread := results.network_quality(data, protocol, entry.label)) is not None
+    ]
     costs = {name: cost._asdict() for name in results.methods if (cost := results.cost(name)) is not None}
     splits = {
         (record.data, record.seed, protocol): record.splits[protocol].model_dump()
@@ -177,6 +191,7 @@ def _document(results: Results, command: str) -> dict[str, Any]:
     return {
         "summary": outcome(results),
         "means": figures,
+        "uncompressed": networks,
         "costs": {"bits": results.middle_bits, "methods": costs},
         "splits": [
             {"data": data, "seed": seed, "protocol": protocol, **split}

@@ -254,9 +254,8 @@ def quality_table(results: Results, data: str, protocol: Protocol) -> Table:
 def network_table(results: Results, data: str) -> Table:
     """Lay out the mAP of the uncompressed features of every entry's networks: what there is for codes to keep."""
     protocols = results.protocols(data)
-    labels = [
-        entry.label for entry in results.suite.entries if any(r.entry == entry.label for r in results.of_data(data))
-    ]
+    there = {record.entry for record in results.of_data(data)}
+    labels = [entry.label for entry in results.suite.entries if entry.label in there]
     quality = {label: [results.network_quality(data, protocol, label) for protocol in protocols] for label in labels}
     most = max((spread.count for line in quality.values() for spread in line if spread is not None), default=0)
     return Table(
