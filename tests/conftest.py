@@ -2,10 +2,14 @@
 
 import errno
 import os
+import signal
 from pathlib import Path
 
 # Two processes of tests share two cores; threads would only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell that starts the tests in the background has them ignore Ctrl-C, and every process that they start and stop.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
 import pytest
