@@ -1,9 +1,10 @@
 """Whole comparisons, in miniature: records that the tables take, figures that can be checked, and going on."""
 
 import json
+import os
 import re
 import shutil
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from opqn.baselines.model import BaselineModel, load_model
 from opqn.baselines.product_quantization import ProductQuantizer
 from opqn.bench.methods import run_suite, summary, tables, workers, write_page
 from opqn.bench.methods import runner as module
+from opqn.bench.methods.jobs import epochs_since
 from opqn.bench.methods.suites import Entry, narrowed
 from opqn.config import load_settings
 from opqn.data.dataset import FaceDataset
@@ -334,6 +336,38 @@ def test_what_fails_is_told_at_the_end_and_the_others_are_kept(own):
     assert after.keys() - before.keys() == {Path("drawn/good-24-seed0.json")}
     again = run(replace(suite, entries=suite.entries[2:]), own.data, own.out)
     assert again.said[-1] == "trainings: 4, 4 of them done before"
+
+
+def test_how_far_a_training_is_that_goes_on_is_told(data, tmp_path, monkeypatch):
+    class InAThread(InThisProcess):
+        def __init__(self, *_):
+            self.pool = ThreadPoolExecutor(1)
+
+        def submit(self, work, *arguments):
+            return self.pool.submit(work, *arguments)
+
+        def shutdown(self, **_):
+            self.pool.shutdown()
+
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", InAThread)
+    monkeypatch.setattr(workers, "WAIT_SECONDS", 0.01)
+    said = []
+    run_suite(tiny_suite("opqn", "csq", bits=(24,)), data, tmp_path, jobs=1, device="cpu", on_stage=said.append)
+    for name in ("opqn", "csq"):
+        told = [re.fullmatch(rf"drawn/{name}-24-seed0: (\d) of 4 epochs", line) for line in said]
+        epochs = [int(match[1]) for match in told if match]
+        assert epochs
+        assert epochs == sorted(epochs)
+
+
+def test_epochs_of_an_earlier_run_are_not_told(data, tmp_path):
+    (job,) = plan_of(tiny_suite("opqn", bits=(24,)), data, tmp_path).jobs(DRAWN, 0)
+    assert epochs_since(job, 0) == 0
+    job.folder.mkdir(parents=True)
+    (job.folder / "history.jsonl").write_text("{}\n{}\n")
+    os.utime(job.folder / "history.jsonl", (1000, 1000))
+    assert epochs_since(job, 1000) == 2
+    assert epochs_since(job, 1001) == 0
 
 
 def test_a_gpu_without_room_for_a_training_fails_that_training_alone(own, monkeypatch):

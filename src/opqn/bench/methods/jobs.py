@@ -160,6 +160,15 @@ def is_of(job: Job) -> bool:
         return False
 
 
+def epochs_since(job: Job, moment: float) -> int:
+    """Return how many epochs a training has behind it; 0 if none of them ended after a moment, in seconds of Unix."""
+    history = job.folder / "history.jsonl"
+    try:
+        return history.read_bytes().count(b"\n") if history.stat().st_mtime >= moment else 0
+    except OSError:
+        return 0  # not begun, or over and away
+
+
 def clean(job: Job) -> None:
     """Delete all that only a training which is not over needs."""
     for part in ("checkpoint", "best"):

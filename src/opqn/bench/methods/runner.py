@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from opqn._files import check_writable
 from opqn.baselines.product_quantization import import_faiss
-from opqn.bench.methods.jobs import COSFACE, RECORD_VERSION, Job, Shape, Test, is_of
+from opqn.bench.methods.jobs import COSFACE, RECORD_VERSION, Job, Shape, Test, epochs_since, is_of
 from opqn.bench.methods.splits import check_split, check_strangers, content_hashes, draw_splits
 from opqn.bench.methods.suites import Suite, SuiteData, Where
 from opqn.bench.methods.workers import Workers
@@ -52,7 +52,7 @@ def run_suite(
         out: folder to fill.
         jobs: trainings at a time, each with its share of the CPUs; 0: as many as CPUs, or one on a GPU.
         device: as ``train.device``.
-        on_stage: told what begins, and how each training ended.
+        on_stage: told what begins, how each training ended, and now and then how far the long ones are.
 
     Raises:
         ConfigError: a device that is not there.
@@ -273,17 +273,25 @@ def _carry_out(workers: Workers, jobs: Sequence[Job], out: Path, what: str, on_s
     if jobs:
         on_stage(f"{what}: {len(jobs)}, {len(jobs) - len(todo)} of them done before")
     failures: dict[str, str] = {}
-    began = time.monotonic()
-    for done, (number, problem) in enumerate(workers.run([(jobs[i], paths[i]) for i in todo]), start=1):
-        job = jobs[todo[number]]
+    began, began_at = time.monotonic(), time.time()
+    left = {number: jobs[i] for number, i in enumerate(todo)}
+
+    def tell_epochs() -> None:
+        for job in left.values():
+            epochs = epochs_since(job, began_at)
+            if epochs:
+                on_stage(f"{job.name}: {epochs} of {job.settings.train.epochs} epochs")
+
+    for done, (number, problem) in enumerate(workers.run([(jobs[i], paths[i]) for i in todo], tell_epochs), start=1):
+        job = left.pop(number)
         if problem:
             failures[job.name] = problem
             on_stage(f"{done}/{len(todo)} {job.name}: {problem}")
             continue
         found = records_of(todo[number])
         records[todo[number]] = found
-        left = (time.monotonic() - began) / done * (len(todo) - done)
-        on_stage(f"{done}/{len(todo)} {job.name}: {_figures(found[0])}; about {left / 60:.0f} min left")
+        minutes = (time.monotonic() - began) / done * len(left) / 60
+        on_stage(f"{done}/{len(todo)} {job.name}: {_figures(found[0])}; about {minutes:.0f} min left")
     return _Done([record for found in records for record in found], failures)
 
 

@@ -12,8 +12,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from enum import Enum, auto
@@ -30,6 +30,8 @@ from opqn.training import Progress, TrainingInterruptedError
 
 GRACE_SECONDS: Final = 5.0
 """How long an idle worker that was told to stop waits for the pool to end it, before it ends by itself."""
+WAIT_SECONDS: Final = 300.0
+"""After so long without a training that ends, the caller is given the word."""
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -74,8 +76,10 @@ class Workers:
                 "stopped; what was measured and where trainings were is kept, the same command goes on"
             ) from None
 
-    def run(self, jobs: Sequence[tuple[Job, Path]]) -> Iterator[tuple[int, str]]:
+    def run(self, jobs: Sequence[tuple[Job, Path]], on_wait: Callable[[], None]) -> Iterator[tuple[int, str]]:
         """Carry out jobs and write the records of each to its file; yield its number and what went wrong, if anything.
+
+        ``on_wait`` is called whenever nothing has ended for :data:`WAIT_SECONDS`.
 
         Raises:
             KeyboardInterrupt: a worker was told to stop.
@@ -85,16 +89,21 @@ class Workers:
             futures: dict[Future[None], int] = {
                 self._pool.submit(_work, job, path): number for number, (job, path) in enumerate(jobs)
             }
-        for future in as_completed(futures):
-            error = future.exception()
-            if isinstance(error, TrainingInterruptedError):
-                raise KeyboardInterrupt from error
-            if isinstance(error, BrokenProcessPool):
-                raise OpqnError(
-                    "a training's process was killed, perhaps for want of memory; try --jobs 1. The same command goes "
-                    "on"
-                ) from error
-            yield futures[future], _in_a_line(error)
+        pending = set(futures)
+        while pending:
+            ended, pending = wait(pending, WAIT_SECONDS, FIRST_COMPLETED)
+            if not ended:
+                on_wait()
+            for future in ended:
+                error = future.exception()
+                if isinstance(error, TrainingInterruptedError):
+                    raise KeyboardInterrupt from error
+                if isinstance(error, BrokenProcessPool):
+                    raise OpqnError(
+                        "a training's process was killed, perhaps for want of memory; try --jobs 1. The same command "
+                        "goes on"
+                    ) from error
+                yield futures[future], _in_a_line(error)
 
 
 def _in_a_line(error: BaseException | None) -> str:
