@@ -45,6 +45,7 @@ from opqn.quantizer import RefittedQuantizer
 from opqn.refitting import MAX_DIM, fit_head
 from opqn.validation import QUERY_TEMPERATURES, dataset_features, validate
 
+HISTORY_FILE: Final = "history.jsonl"  # of a run: a line of JSON for every epoch
 STEPS_BETWEEN_CHECKS: Final = 10
 # They change how fast a training runs, not what comes of it.
 # Where a network to start from lies makes no difference either; which one it is, is kept beside the settings.
@@ -394,7 +395,7 @@ class _Run:
         state.history.append({**row, "used_words": list(progress.used_words), "seconds": round(state.seconds, 1)})
         state.sums, state.used = [0.0] * 4, _no_words(self.model)
         lines = "".join(json.dumps(row) + "\n" for row in state.history)
-        atomic_write_bytes(self.out / "history.jsonl", lines.encode())
+        atomic_write_bytes(self.out / HISTORY_FILE, lines.encode())
         self._save()
         return progress
 

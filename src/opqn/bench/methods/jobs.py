@@ -32,7 +32,7 @@ from opqn.data.splits import Protocol, Split, person_of
 from opqn.evaluation import EvaluationReport, evaluate, evaluate_features
 from opqn.index import CodeIndex
 from opqn.model import OPQN, find_device
-from opqn.training import FREE_SETTINGS, Progress, train
+from opqn.training import FREE_SETTINGS, HISTORY_FILE, Progress, train
 from opqn.validation import dataset_features
 
 RECORD_VERSION: Final = 1
@@ -162,7 +162,7 @@ def is_of(job: Job) -> bool:
 
 def epochs_since(job: Job, moment: float) -> int:
     """Return how many epochs a training has behind it; 0 if none of them ended after a moment, in seconds of Unix."""
-    history = job.folder / "history.jsonl"
+    history = job.folder / HISTORY_FILE
     try:
         return history.read_bytes().count(b"\n") if history.stat().st_mtime >= moment else 0
     except OSError:

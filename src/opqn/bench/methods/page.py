@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from opqn._files import atomic_write_bytes
-from opqn.bench.methods.results import OWN, PROTOCOLS, UNCOMPRESSED, Cell, K, Results, Suite
+from opqn.bench.methods.results import OWN, PROTOCOLS, UNCOMPRESSED, Cell, K, Results, Spread, Suite
 from opqn.bench.methods.tables import (
     Table,
     cost_table,
@@ -158,9 +158,7 @@ def _document(results: Results, command: str) -> dict[str, Any]:
         {
             **cell._asdict(),
             "method": name,
-            "mean_average_precision": spread.mean,
-            "deviation": spread.deviation,
-            "seeds": spread.count,
+            **_mean(spread),
             "precision_at": results.precision_at(cell, name),
         }
         for cell in results.cells
@@ -168,14 +166,7 @@ def _document(results: Results, command: str) -> dict[str, Any]:
         if (spread := results.quality(cell, name)) is not None
     ]
     networks = [
-        {
-            "data": data,
-            "protocol": protocol,
-            "entry": entry.label,
-            "mean_average_precision": spread.mean,
-            "deviation": spread.deviation,
-            "seeds": spread.count,
-        }
+        {"data": data, "protocol": protocol, "entry": entry.label, **_mean(spread)}
         for data in results.data
         for protocol in results.protocols(data)
         for entry in results.suite.entries
@@ -200,6 +191,10 @@ def _document(results: Results, command: str) -> dict[str, Any]:
         "footnotes": dict(results.suite.footnotes),
         "facts": facts(results, command),
     }
+
+
+def _mean(spread: Spread) -> dict[str, Any]:
+    return {"mean_average_precision": spread.mean, "deviation": spread.deviation, "seeds": spread.count}
 
 
 def _file_name(data: str) -> str:
